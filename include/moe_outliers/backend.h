@@ -1,0 +1,126 @@
+/* A backend: where the activations and the weights live and the operations of the decoder layer run.
+ *
+ * One struct of function pointers; cpu/ and cuda/ fill it in. Operations are enqueued in order and may be asynchronous;
+ * results are on the host only after an operation that says so, or after sync. Activations are rows of backend memory, element
+ * type chosen by the backend (activation_bytes each): float32 in fp32 runs; in bf16 runs values are always bf16-representable.
+ * "rounds" below: in bf16 runs the result is rounded to bf16, to nearest even.
+ *
+ * Letters: T rows of the micro-batch (B sequences of S tokens, T = B*S), H hidden, D head_dim, E experts, K top_k,
+ * R = T*K routed rows. Matrices row-major. */
+#ifndef MOE_OUTLIERS_BACKEND_H
+#define MOE_OUTLIERS_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moe_outliers/analysis.h"
+#include "moe_outliers/config.h"
+#include "moe_outliers/model.h"
+#include "moe_outliers/status.h"
+#include "moe_outliers/weights.h"
+
+typedef struct mo_backend mo_backend;
+
+typedef struct {
+  mo_precision precision;
+  int threads;  /* compute threads of a CPU backend */
+  int device;   /* ordinal of a GPU backend */
+} mo_backend_options;
+
+/* Routing of one micro-batch: which rows each expert gets. Backend memory. */
+typedef struct {
+  int32_t *expert; /* [T, K] chosen experts, by falling score; ties: the lower index first */
+  float *weight;   /* [T, K] */
+  int32_t *row;    /* [R] token row of each routed row, grouped by expert, ascending within an expert */
+  int32_t *place;  /* [T, K] routed row of (token, slot) */
+  int64_t *start;  /* host, [E + 1]: routed rows start[e] .. start[e+1]-1 belong to expert e */
+} mo_routing;
+
+typedef struct {
+  const char *name;
+  bool host_memory; /* weights may be written by the host straight into alloc'ed memory */
+
+  /* Open and close; *backend is owned by the caller. */
+  mo_status (*open)(mo_backend **backend, const mo_backend_options *options);
+  void (*close)(mo_backend *backend);
+
+  /* Backend memory, aligned to 256 bytes, contents undefined. */
+  mo_status (*alloc)(mo_backend *backend, size_t bytes, void **memory);
+  void (*free)(mo_backend *backend, void *memory);
+  /* Host memory that uploads read from (pinned where that matters). */
+  mo_status (*alloc_host)(mo_backend *backend, size_t bytes, void **memory);
+  void (*free_host)(mo_backend *backend, void *memory);
+
+  /* Copy host memory to backend memory; asynchronous: `host` may be reused after upload_wait of the ticket. Thread-safe. */
+  mo_status (*upload)(mo_backend *backend, void *destination, const void *host, size_t bytes, int64_t *ticket);
+  mo_status (*upload_wait)(mo_backend *backend, int64_t ticket);
+
+  /* Copy rows of activations to host float32 / raw backend memory to the host; both wait for earlier operations. */
+  mo_status (*read_activations)(mo_backend *backend, const void *x, int64_t count, float *host);
+  /* Host float32 to rows of activations (receiving side of the transport). */
+  mo_status (*write_activations)(mo_backend *backend, void *x, int64_t count, const float *host);
+  mo_status (*download)(mo_backend *backend, const void *memory, size_t bytes, void *host);
+  mo_status (*zero)(mo_backend *backend, void *memory, size_t bytes);
+  /* Wait until all enqueued operations have ended. */
+  mo_status (*sync)(mo_backend *backend);
+
+  /* out [T, H] = rows `ids` (host, [T]) of table [V, H]; rounds. */
+  mo_status (*embed)(mo_backend *backend, const mo_weight *table, const int32_t *ids, int64_t T, void *out);
+  /* out [rows, width] = RMSNorm of x, weight [width] (or `groups` times the same weight side by side: rows are
+   * [groups, width]); in place allowed. Rounds as spec says. */
+  mo_status (*norm)(mo_backend *backend, const mo_norm_spec *spec, const mo_weight *weight, const void *x, int64_t rows,
+                    int64_t width, void *out);
+  /* y [M, rows of w] = x [M, cols of w] w^T + bias (NULL: none); rounds once, after the bias. */
+  mo_status (*linear)(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y);
+  /* x clamped to +-limit, in place. */
+  mo_status (*clamp)(mo_backend *backend, void *x, int64_t count, float limit);
+  /* x [T, heads, D] rotated in place; position of row t is t % S; cos, sin and the products round. */
+  mo_status (*rope)(mo_backend *backend, const mo_model_spec *spec, void *x, int64_t T, int64_t S, int64_t heads);
+  /* out [T, heads*D] = causal attention of each sequence; q [T, heads*D], k, v [T, kv_heads*D]; window 0 = all keys; sinks
+   * [heads] or NULL. Softmax in float32; rounds the output (and, where the backend can, scores and probabilities). */
+  mo_status (*attention)(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
+                         const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out);
+  /* x [count] += y [count]; rounds. */
+  mo_status (*add)(mo_backend *backend, void *x, const void *y, int64_t count);
+  /* out [M, F] = activation of gate [M, F] and up [M, F] (silu(gate) * up; rounds after silu and after the product). */
+  mo_status (*glu)(mo_backend *backend, const mo_model_spec *spec, const void *gate, const void *up, int64_t M, int64_t F,
+                   void *out);
+  /* Choose experts for each row of x [T, H] and group the rows by expert; start[] is on the host on return. */
+  mo_status (*route)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
+                     int64_t T, mo_routing *routing);
+  /* out [R, H]: for each expert e in [first, last) and its rows: down(glu(gate x, up x)), not yet weighted. x [T, H]. */
+  mo_status (*experts)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
+                       const mo_routing *routing, int64_t first, int64_t last, void *out);
+  /* y [T, H] = sum over a token's experts, in ascending order of expert index, of weight * expert output; products and
+   * partial sums round. */
+  mo_status (*combine)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out, const mo_routing *routing,
+                       int64_t T, void *y);
+
+  /* Statistics of site activations x [B*S, H]. positions: backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for
+   * sequences first_sequence.. ; *statistics: host memory owned by the backend until its next call (waits). */
+  mo_status (*site_statistics)(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
+                               uint64_t *positions, int64_t first_sequence, mo_site_statistics *statistics);
+
+  /* nll (host, [B, S-1]) of the next token from hidden rows x [B*S, H] (already normed): logits x lm_head^T rounded, then
+   * log-sum-exp; ids (host, [B, S]). The logits of the whole batch never exist at once. Waits. */
+  mo_status (*nll)(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B, int64_t S,
+                   float *nll);
+} mo_backend_table;
+
+/* Every backend's struct begins with its table. */
+struct mo_backend {
+  const mo_backend_table *table;
+  mo_precision precision;
+  int activation_bytes;
+};
+
+extern const mo_backend_table mo_backend_cpu;
+/* The cpu backend with its contract policed: private weights memory behind delayed uploads, outputs poisoned with NaN before
+ * each operation, inputs compared after it. For tests (engine.device = "check"). */
+extern const mo_backend_table mo_backend_check;
+
+/* The table for a choice of the config; a backend that is not built in is MO_INVALID. */
+MO_CHECKED mo_status mo_backend_choose(mo_device_choice device, const mo_backend_table **table);
+
+#endif

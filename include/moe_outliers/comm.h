@@ -1,0 +1,65 @@
+/* Message passing between ranks: the only door to MPI outside src/pipeline and the parallel HDF5 driver.
+ *
+ * Failure protocol: a rank that fails tells all others (mo_comm_raise); every wait polls for such a notice and then
+ * returns MO_PEER_FAILED, so that all ranks unwind to mo_comm_agree, where the lowest failing rank is chosen to print.
+ * A rank that does not arrive there in time is ended by mo_comm_abort. */
+#ifndef MOE_OUTLIERS_COMM_H
+#define MOE_OUTLIERS_COMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moe_outliers/status.h"
+
+typedef struct mo_comm mo_comm;
+
+typedef enum { MO_SUM_I64, MO_SUM_I32, MO_SUM_F64, MO_MAX_F32, MO_MAX_I64, MO_MIN_I64, MO_OR_U64 } mo_reduce;
+
+/* Start MPI (once per process; a program started without mpirun is rank 0 of 1). Collective. */
+MO_CHECKED mo_status mo_comm_open(mo_comm **comm, int *argc, char ***argv);
+/* End MPI. Collective. */
+void mo_comm_close(mo_comm *comm);
+
+int mo_comm_rank(const mo_comm *comm);
+int mo_comm_size(const mo_comm *comm);
+int mo_comm_local_size(const mo_comm *comm); /* ranks on this node */
+int mo_comm_local_rank(const mo_comm *comm); /* this rank's place among them */
+
+/* Tell every other rank that this one failed. Local, returns at once, safe to repeat. */
+void mo_comm_raise(mo_comm *comm);
+/* MO_PEER_FAILED if another rank raised. Local, cheap: called between operations and in every wait. */
+MO_CHECKED mo_status mo_comm_poll(mo_comm *comm);
+
+/* The worst code of all ranks, the same on every rank. Collective, also for ranks that failed or saw a peer fail.
+ * *speaker: true on the one rank that prints. Ranks that don't arrive within the deadline end in mo_comm_abort. */
+mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker);
+
+/* End of a phase on every rank: this rank's own status if it failed, MO_PEER_FAILED if only others did, else MO_OK.
+ * Collective, like mo_comm_agree. */
+MO_CHECKED mo_status mo_comm_join(mo_comm *comm, mo_status status);
+
+/* End all ranks at once with exit status 1; prints `message` (may be NULL) as the one error line. Does not return. */
+_Noreturn void mo_comm_abort(mo_comm *comm, const char *message);
+
+/* In-place element-wise reduction over all ranks, result on every rank. Collective. */
+MO_CHECKED mo_status mo_comm_allreduce(mo_comm *comm, void *data, size_t count, mo_reduce operation);
+/* Concatenate the ranks' byte blocks in rank order on rank 0. *all (rank 0 only, else NULL) is malloc'ed, caller frees;
+ * *all_bytes its size. Collective; blocks may be empty and larger than 2 GiB. */
+MO_CHECKED mo_status mo_comm_gather(mo_comm *comm, const void *data, size_t bytes, void **all, size_t *all_bytes);
+MO_CHECKED mo_status mo_comm_broadcast(mo_comm *comm, void *data, size_t bytes, int root);
+MO_CHECKED mo_status mo_comm_barrier(mo_comm *comm);
+
+/* A micro-batch on its way between two ranks: rows of B*S*H float32 values in host memory. At most one message per tag is under
+ * way between two ranks. */
+typedef struct mo_message mo_message;
+/* Start to send / receive `rows` rows of `width` float32; `data` must stay unchanged (send) or untouched (receive) until
+ * mo_comm_wait. Local, returns at once. */
+MO_CHECKED mo_status mo_comm_send(mo_comm *comm, int rank, int64_t tag, const float *data, int64_t rows, int64_t width,
+                                  mo_message **message);
+MO_CHECKED mo_status mo_comm_receive(mo_comm *comm, int rank, int64_t tag, float *data, int64_t rows, int64_t width,
+                                     mo_message **message);
+/* Wait for a message's end and free it (*message becomes NULL; NULL is allowed). MO_PEER_FAILED if a rank raised meanwhile. */
+MO_CHECKED mo_status mo_comm_wait(mo_comm *comm, mo_message **message);
+
+#endif

@@ -1,0 +1,76 @@
+/* The run's configuration: a libconfig file (design: model, data, analysis, engine, output, deployment) plus
+ * `-s section.key=value` overrides, parsed into one struct, with units, ranges and defaults checked here and nowhere else. */
+#ifndef MOE_OUTLIERS_CONFIG_H
+#define MOE_OUTLIERS_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "moe_outliers/status.h"
+
+typedef enum { MO_DEVICE_AUTO, MO_DEVICE_CPU, MO_DEVICE_CUDA, MO_DEVICE_CHECK } mo_device_choice;
+typedef enum { MO_PRECISION_BF16, MO_PRECISION_FP32 } mo_precision;
+typedef enum { MO_PARTITION_AUTO, MO_PARTITION_CONTIGUOUS, MO_PARTITION_INTERLEAVED } mo_partition_kind;
+
+typedef struct {
+  struct {
+    char *name; /* hub name, "" if not given: then the folder's name is used */
+    char *path; /* folder with config.json and *.safetensors */
+  } model;
+  struct {
+    char *tokens;      /* HDF5 token file */
+    int64_t sequences; /* N */
+    int64_t length;    /* S, tokens of a sequence */
+    int64_t skip;      /* sequences skipped at the start of the file */
+  } data;
+  struct {
+    double threshold;             /* outlier: |x| >= threshold */
+    double min_layer_fraction;    /* of the 2L sites */
+    double min_position_fraction; /* of the S positions */
+    double systematic_fraction;   /* of the L layers */
+    int64_t bootstrap;            /* draws */
+    int64_t seed;
+    bool perplexity;
+  } analysis;
+  struct {
+    mo_device_choice device;
+    mo_precision precision;
+    double device_memory_gb;     /* GB = 1e9 bytes; 0 = choose */
+    int64_t micro_batch;         /* sequences; 0 = choose */
+    mo_partition_kind partition;
+    int64_t readers;             /* reader threads per rank; 0 = choose */
+    int64_t threads;             /* compute threads per rank; 0 = choose */
+  } engine;
+  struct {
+    char *path;
+    bool all_activations;    /* activations = "all" */
+    int64_t *activations;    /* layer numbers whose site tensors are stored, sorted, distinct */
+    int64_t n_activations;
+    bool overwrite;
+  } output;
+  char *text;      /* the config as run: libconfig text after overrides, for the result file */
+  char *directory; /* folder of the config file (without trailing slash), for messages */
+} mo_config;
+
+/* Read `path` and apply `n_overrides` texts "section.key=value" in order (strings may be given without quotes).
+ * Unknown keys, wrong types, values out of range, missing required keys (model.path, data.tokens, output.path for a
+ * run) are MO_INVALID with file and line. for_run: require what `run` needs; `plan` needs model.path only.
+ * On success the caller owns *config and frees it with mo_config_free; on failure nothing is left. */
+MO_CHECKED mo_status mo_config_read(mo_config *config, const char *path, const char *const *overrides, int n_overrides,
+                                    bool for_run);
+
+/* As mo_config_read, from text in memory (tests, fuzzing). name: what error lines call it. @include is resolved
+ * against include_dir (NULL: the working directory). */
+MO_CHECKED mo_status mo_config_parse(mo_config *config, const char *text, const char *name, const char *include_dir,
+                                     const char *const *overrides, int n_overrides, bool for_run);
+
+void mo_config_free(mo_config *config);
+
+/* Every key with its default and one line of help, for --help. Caller frees; NULL if out of memory. */
+char *mo_config_help(void);
+
+const char *mo_precision_name(mo_precision precision);         /* "bf16", "fp32" */
+const char *mo_device_choice_name(mo_device_choice device);    /* "auto", "cpu", "cuda", "check" */
+const char *mo_partition_name(mo_partition_kind partition);    /* "auto", "contiguous", "interleaved" */
+
+#endif

@@ -1,0 +1,33 @@
+/* The one decoder layer: runs any layer that a mo_model_spec describes, through a backend's operations. */
+#ifndef MOE_OUTLIERS_LAYER_H
+#define MOE_OUTLIERS_LAYER_H
+
+#include "moe_outliers/backend.h"
+
+/* Buffers of one micro-batch, reused by every layer. */
+typedef struct mo_workspace mo_workspace;
+
+/* For micro-batches of up to B sequences of S tokens. */
+MO_CHECKED mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec, mo_backend *backend, int64_t B,
+                                       int64_t S);
+void mo_workspace_close(mo_workspace *workspace);
+/* Bytes that mo_workspace_open would take from a backend with activation values of `value_bytes`. */
+int64_t mo_workspace_bytes(const mo_model_spec *spec, int64_t B, int64_t S, int value_bytes);
+
+/* Who watches a layer: told of each site's activations x [B*S, H] (backend memory, valid during the call) and of the number of
+ * tokens sent to each expert, counts [E]. A status other than MO_OK ends the layer. */
+typedef struct {
+  void *context;
+  mo_status (*site)(void *context, int64_t layer, mo_site site, const void *x);
+  mo_status (*routing)(void *context, int64_t layer, const int64_t *counts);
+} mo_layer_observer;
+
+/* x [B*S, H] <- layer(x), in place. layer: 0..L-1. */
+MO_CHECKED mo_status mo_layer_forward(mo_workspace *workspace, int64_t layer, const mo_stage_weights *weights, void *x,
+                                      int64_t B, const mo_layer_observer *observer);
+
+/* nll (host, [B, S-1]) of the next tokens: final norm, lm_head. ids: host, [B, S]. */
+MO_CHECKED mo_status mo_head_forward(mo_workspace *workspace, const mo_stage_weights *weights, const void *x, int64_t B,
+                                     const int32_t *ids, float *nll);
+
+#endif

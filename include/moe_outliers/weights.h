@@ -1,0 +1,173 @@
+/* Weights: the checkpoint's index (safetensors), the catalogue of tensors that stages need, and the streamer that
+ * brings them to the backend ahead of use, in bounded memory. */
+#ifndef MOE_OUTLIERS_WEIGHTS_H
+#define MOE_OUTLIERS_WEIGHTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moe_outliers/model.h"
+#include "moe_outliers/status.h"
+
+struct mo_backend;
+
+typedef enum { MO_F32, MO_BF16, MO_F16, MO_U8, MO_OTHER } mo_dtype; /* MO_OTHER: legal in a file, unusable as weights */
+
+size_t mo_dtype_size(mo_dtype dtype);      /* bytes of an element; 0 for MO_OTHER */
+const char *mo_dtype_name(mo_dtype dtype); /* as in safetensors: "F32", ...; MO_OTHER: "OTHER" */
+
+/* Look up a safetensors dtype. *bits: of one element (4 and 6 occur); *known: the format's own name, static.
+ * false if the format has no such dtype. */
+bool mo_dtype_parse(const char *name, mo_dtype *dtype, int *bits, const char **known);
+
+#define MO_MAX_DIMS 8
+
+/* A tensor in a file. */
+typedef struct {
+  char *name;
+  mo_dtype dtype;
+  const char *dtype_name; /* as in the file, also for MO_OTHER; static */
+  int32_t n_dims;
+  int64_t shape[MO_MAX_DIMS];
+  int32_t file;   /* index into the checkpoint's files */
+  int64_t offset; /* of the data in the file, from its start, bytes */
+  int64_t bytes;
+} mo_tensor;
+
+/* --- one safetensors file ---
+ * Layout (huggingface/safetensors, README "Format"): u64 little-endian n; n bytes of JSON
+ * {name: {"dtype", "shape", "data_offsets": [begin, end)}, "__metadata__"?}; data. Accepted only if every byte of the
+ * data belongs to exactly one tensor. */
+
+/* Parse a header already in memory: `bytes` of JSON; data_bytes: size of the file's data part. name: for error lines.
+ * *tensors: malloc'ed array (names malloc'ed too) sorted by offset, offsets relative to the data part, file = 0.
+ * MO_INVALID (*tensors is NULL) if anything is off: not JSON, duplicate names, unknown dtype, negative or overflowing
+ * shape, size that does not match, overlap, hole, beyond the end. */
+MO_CHECKED mo_status mo_safetensors_parse(const char *json, size_t bytes, int64_t data_bytes, const char *name,
+                                          mo_tensor **tensors, int64_t *n_tensors);
+void mo_tensors_free(mo_tensor *tensors, int64_t n_tensors);
+
+/* --- a checkpoint folder --- */
+typedef struct mo_checkpoint mo_checkpoint;
+
+/* Open `directory`: model.safetensors.index.json with its shards, or model.safetensors. Headers only; data is never
+ * mapped. Absent files, an index that disagrees with the shards (missing, duplicate or misplaced tensors) are
+ * MO_INVALID. */
+MO_CHECKED mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory);
+void mo_checkpoint_close(mo_checkpoint *checkpoint);
+
+/* NULL if the checkpoint has no such tensor. Owned by the checkpoint. */
+const mo_tensor *mo_checkpoint_find(const mo_checkpoint *checkpoint, const char *name);
+int64_t mo_checkpoint_tensor_count(const mo_checkpoint *checkpoint);
+/* Sorted by name, side by side in memory: tensor i is mo_checkpoint_tensor(checkpoint, 0) + i. */
+const mo_tensor *mo_checkpoint_tensor(const mo_checkpoint *checkpoint, int64_t index);
+const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file); /* its path */
+const char *mo_checkpoint_directory(const mo_checkpoint *checkpoint);
+int64_t mo_checkpoint_ignored(const mo_checkpoint *checkpoint); /* tensors in shards that the index does not name */
+
+/* Read bytes [offset, offset + bytes) of a file of the checkpoint. Thread-safe (pread). A short file or a read
+ * error is MO_FAILED naming the file and the range. */
+MO_CHECKED mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int64_t offset, int64_t bytes,
+                                        void *buffer);
+
+/* --- the catalogue: what each stage needs, found in the checkpoint and checked --- */
+typedef struct {
+  mo_role role;
+  int32_t expert; /* -1 unless per expert */
+  const mo_tensor *tensor;
+  int64_t arena_offset; /* place in the stage's arena block, multiple of 256 */
+} mo_entry;
+
+typedef struct {
+  mo_entry *entries; /* sorted by (file, offset): the order of reading */
+  int64_t n_entries;
+  int64_t bytes;       /* to read */
+  int64_t arena_bytes; /* with alignment; at least 256 */
+} mo_stage_catalogue;
+
+typedef struct {
+  mo_stage_catalogue *stages; /* [n_stages] */
+  int64_t n_stages;
+  int64_t unused_tensors; /* in the checkpoint, needed by no stage */
+} mo_catalogue;
+
+/* Find every needed tensor of every stage; a missing one, a shape that disagrees with config.json, or an unusable
+ * dtype is MO_INVALID naming tensor, file, expected and found. The checkpoint must outlive the catalogue. */
+MO_CHECKED mo_status mo_catalogue_build(mo_catalogue *catalogue, const mo_model_spec *spec,
+                                        const mo_checkpoint *checkpoint);
+void mo_catalogue_free(mo_catalogue *catalogue);
+
+/* --- weights as a backend's operations see them --- */
+typedef struct {
+  const void *data; /* in the arena (backend memory), as stored in the file; NULL = the model has none */
+  mo_dtype dtype;
+  int64_t rows, cols; /* a vector: rows = 1. MXFP4: of the decoded matrix */
+  const void *scales; /* MXFP4: U8 scale per 32 columns, [rows, cols/32]; else NULL */
+} mo_weight;
+
+typedef struct {
+  mo_weight one[MO_ROLE_COUNT];                      /* tensors that a stage has once; by role */
+  mo_weight *expert_gate, *expert_up;                /* [E] each; NULL where the model has fused gate_up */
+  mo_weight *expert_down;                            /* [E]; also where it is stored fused */
+  mo_weight *expert_gate_up;                         /* [E] fused, rows interleaved; else NULL */
+  mo_weight *expert_gate_up_bias, *expert_down_bias; /* [E] or NULL */
+} mo_stage_weights;
+
+/* Views of a stage's tensors in its arena block at `base` (backend memory, not read here). A matrix keeps its
+ * stored shape; more dimensions: rows = the first, cols = the product of the others. Tensors of all experts are
+ * sliced along their first dimension. Zeroed and MO_FAILED or MO_INVALID on error. Free with mo_stage_weights_free;
+ * the block must outlive the views. */
+MO_CHECKED mo_status mo_stage_weights_build(mo_stage_weights *weights, const mo_model_spec *spec,
+                                            const mo_stage_catalogue *stage, const void *base);
+void mo_stage_weights_free(mo_stage_weights *weights);
+
+/* --- the streamer --- */
+typedef struct {
+  const int64_t *stages; /* this rank's stages in the order in which they will be acquired; owned by the caller */
+  int64_t n_stages;
+  int64_t arena_bytes; /* bound of device memory for weights; at least the largest stage's arena_bytes */
+  int64_t chunk_bytes; /* of one read; 0 = 8 MiB */
+  int n_readers;       /* threads; at least 1 */
+} mo_stream_plan;
+
+typedef struct {
+  int64_t bytes_read;
+  double read_seconds, copy_seconds; /* summed over reader threads */
+  double wait_seconds;               /* the consumer waited in mo_streamer_acquire */
+} mo_stream_timing;
+
+typedef struct mo_streamer mo_streamer;
+
+/* Start the readers. Weights of the first stages that fit in the arena are fetched at once; a stage's arena block is
+ * reused only after its release. Where the backend's memory is the host's, data is read straight into the arena; else
+ * it goes through a staging buffer and backend upload. The spec, catalogue, checkpoint and backend must outlive the
+ * streamer; the plan need not. An arena smaller than the largest planned stage is MO_INVALID; one larger than all of
+ * them together is cut to that. No stages: no thread, no arena. One thread makes all calls of a streamer. */
+MO_CHECKED mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, const mo_model_spec *spec,
+                                      const mo_catalogue *catalogue, const mo_checkpoint *checkpoint,
+                                      struct mo_backend *backend);
+
+/* Wait until the next stage of the plan is loaded whole; stages are acquired in the order of the plan and several
+ * may be held (as many as fit). *weights is owned by the streamer until the release. poll: called with `context`
+ * every few milliseconds while waiting (NULL: not); a status other than MO_OK ends the wait with it. A reader's
+ * error is returned by every later call. A stage out of order, or one that cannot fit beside those still held, is
+ * MO_FAILED. */
+MO_CHECKED mo_status mo_streamer_acquire(mo_streamer *streamer, int64_t stage, const mo_stage_weights **weights,
+                                         mo_status (*poll)(void *context), void *context);
+
+/* The stage's operations have ended: its block may be reused. Released in the order of acquisition; a violation is
+ * MO_FAILED from the next acquire and from the check. */
+void mo_streamer_release(mo_streamer *streamer, int64_t stage);
+
+/* Timing of one stage that was acquired. */
+mo_stream_timing mo_streamer_timing(const mo_streamer *streamer, int64_t stage);
+
+/* Accounting at the end: every tensor of every planned stage was filled exactly once with exactly its bytes, and no
+ * staging buffer was reused before its copy was done. A mismatch is MO_FAILED naming the tensor. */
+MO_CHECKED mo_status mo_streamer_check(const mo_streamer *streamer);
+
+/* Stop the readers (also in the middle) and free. NULL is allowed. */
+void mo_streamer_close(mo_streamer *streamer);
+
+#endif

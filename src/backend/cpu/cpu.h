@@ -1,0 +1,105 @@
+/* Private to the CPU backend: its state, bf16 rounding, and the tiling that its matrix products share.
+ *
+ * Every product is cut into tiles whose shape depends on the operation alone, and a tile is one single-threaded sgemm:
+ * results do not depend on the number of threads. */
+#ifndef MO_BACKEND_CPU_H
+#define MO_BACKEND_CPU_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "moe_outliers/backend.h"
+
+enum {
+  MO_TILE_ROWS = 1024, /* rows of x in a tile */
+  MO_TILE_COLS = 256,  /* rows of w (columns of y) in a tile */
+};
+
+typedef struct {
+  mo_backend base;
+  int threads;
+  bool bf16;              /* round to bf16 where the contract says so */
+  void *scratch;          /* one block for all threads, grown on demand */
+  size_t scratch_bytes;   /* of one thread's part */
+  void *rows;             /* the current operation's rows, grown on demand */
+  size_t rows_bytes;
+  mo_site_statistics statistics; /* its arrays live in one block */
+  void *statistics_block;
+  size_t statistics_bytes;
+  int64_t outlier_capacity;
+} mo_cpu;
+
+static inline mo_cpu *mo_cpu_of(mo_backend *backend) { return (mo_cpu *)backend; }
+
+/* To the nearest bf16, ties to even; NaN stays NaN. */
+static inline float mo_round_bf16(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u)
+    u |= 0x00400000u;
+  else
+    u += 0x7fffu + ((u >> 16) & 1u);
+  u &= 0xffff0000u;
+  memcpy(&x, &u, 4);
+  return x;
+}
+
+static inline float mo_round(const mo_cpu *cpu, float x) { return cpu->bf16 ? mo_round_bf16(x) : x; }
+
+/* n numbers of a weight, from element `first`, as float32; in bf16 runs rounded to bf16 as loading the model would. */
+void mo_cpu_convert(const mo_cpu *cpu, const mo_weight *w, int64_t first, int64_t n, float *out);
+/* The same without rounding, for tensors that a bf16 model keeps in float32. */
+void mo_cpu_convert_exact(const mo_weight *w, int64_t first, int64_t n, float *out);
+
+/* Thread-private scratch of at least `bytes` for every thread; mo_cpu_scratch gives a thread its part. */
+MO_CHECKED mo_status mo_cpu_reserve(mo_cpu *cpu, size_t bytes);
+void *mo_cpu_scratch(const mo_cpu *cpu, int thread);
+/* One block for the whole operation, contents undefined. */
+MO_CHECKED mo_status mo_cpu_rows(mo_cpu *cpu, size_t bytes, void **block);
+
+/* One tile: y[0..m, 0..n] = x w^T + bias for rows n0 .. n0+n-1 of w; w's rows are converted into `panel` [n, K].
+ * y, bias at column n0 of the whole product; ldy its row length; rounds. */
+void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t m, int64_t n0, int64_t n, float *panel,
+                 float *y, int64_t ldy);
+
+/* silu(g) * u, or the clamped form, with the roundings of the model. */
+float mo_cpu_glu_value(const mo_cpu *cpu, const mo_model_spec *spec, float g, float u);
+
+/* exp for x <= 0 and moderate x, relative error < 2e-7, vectorises; 0 below -87. */
+static inline float mo_expf(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  float n = x * 1.44269504088896341f;
+  n = (n + 12582912.0f) - 12582912.0f; /* nearest integer */
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+
+/* Operations, one file per family; contracts in backend.h. */
+mo_status cpu_embed(mo_backend *, const mo_weight *, const int32_t *, int64_t, void *);
+mo_status cpu_norm(mo_backend *, const mo_norm_spec *, const mo_weight *, const void *, int64_t, int64_t, void *);
+mo_status cpu_linear(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
+mo_status cpu_clamp(mo_backend *, void *, int64_t, float);
+mo_status cpu_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
+mo_status cpu_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
+                        const void *, int64_t, int64_t, void *);
+mo_status cpu_add(mo_backend *, void *, const void *, int64_t);
+mo_status cpu_glu(mo_backend *, const mo_model_spec *, const void *, const void *, int64_t, int64_t, void *);
+mo_status cpu_route(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, int64_t, mo_routing *);
+mo_status cpu_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,
+                      int64_t, int64_t, void *);
+mo_status cpu_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
+mo_status cpu_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t,
+                              mo_site_statistics *);
+mo_status cpu_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *);
+
+#endif

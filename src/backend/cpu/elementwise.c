@@ -1,0 +1,101 @@
+/* Row-wise and element-wise operations of the CPU backend. Rounding points: huggingface/transformers 5.17,
+ * models/{llama,olmoe,qwen3,qwen3_moe,mixtral}/modeling_*.py (RMSNorm, apply_rotary_pos_emb, MLP). */
+#include <math.h>
+#include <omp.h>
+
+#include "backend/cpu/cpu.h"
+
+mo_status cpu_embed(mo_backend *backend, const mo_weight *table, const int32_t *ids, int64_t T, void *out) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+  for (int64_t t = 0; t < T; t++)
+    mo_cpu_convert(cpu, table, ids[t] * table->cols, table->cols, (float *)out + t * table->cols);
+  return MO_OK;
+}
+
+static void norm_row(const mo_cpu *cpu, const mo_norm_spec *spec, const float *w, const float *x, int64_t width, float *out) {
+  double sum = 0;
+  for (int64_t i = 0; i < width; i++) sum += (double)x[i] * x[i];
+  float scale = 1.0f / sqrtf((float)(sum / (double)width) + spec->eps);
+  for (int64_t i = 0; i < width; i++) {
+    float value = x[i] * scale;
+    if (!spec->weight_in_float) value = mo_round(cpu, value);
+    out[i] = mo_round(cpu, value * (spec->zero_centred ? 1.0f + w[i] : w[i]));
+  }
+}
+
+mo_status cpu_norm(mo_backend *backend, const mo_norm_spec *spec, const mo_weight *weight, const void *x, int64_t rows,
+                   int64_t width, void *out) {
+  mo_cpu *cpu = mo_cpu_of(backend);
+  MO_TRY(mo_cpu_reserve(cpu, (size_t)width * sizeof(float)));
+  float *w = mo_cpu_scratch(cpu, 0);
+  mo_cpu_convert(cpu, weight, 0, width, w);
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t r = 0; r < rows; r++) norm_row(cpu, spec, w, (const float *)x + r * width, width, (float *)out + r * width);
+  return MO_OK;
+}
+
+mo_status cpu_clamp(mo_backend *backend, void *x, int64_t count, float limit) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+  float *values = x;
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t i = 0; i < count; i++)
+    values[i] = values[i] > limit ? limit : values[i] < -limit ? -limit : values[i];
+  return MO_OK;
+}
+
+/* cos and sin of every position: tables [S, dim/2], angles and functions in float32, then rounded. */
+static void rope_tables(const mo_cpu *cpu, const mo_model_spec *spec, int64_t S, float *cosines, float *sines) {
+  int64_t half = spec->rope.dim / 2;
+  for (int64_t s = 0; s < S; s++)
+    for (int64_t j = 0; j < half; j++) {
+      float angle = spec->rope.inv_freq[j] * (float)s;
+      cosines[s * half + j] = mo_round(cpu, cosf(angle) * spec->rope.factor);
+      sines[s * half + j] = mo_round(cpu, sinf(angle) * spec->rope.factor);
+    }
+}
+
+mo_status cpu_rope(mo_backend *backend, const mo_model_spec *spec, void *x, int64_t T, int64_t S, int64_t heads) {
+  mo_cpu *cpu = mo_cpu_of(backend);
+  int64_t D = spec->attention.head_dim, half = spec->rope.dim / 2;
+  void *block;
+  MO_TRY(mo_cpu_rows(cpu, (size_t)(2 * S * half) * sizeof(float), &block));
+  float *cosines = block, *sines = cosines + S * half;
+  rope_tables(cpu, spec, S, cosines, sines);
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t t = 0; t < T; t++) {
+    const float *c = cosines + t % S * half, *s = sines + t % S * half;
+    for (int64_t h = 0; h < heads; h++) {
+      float *v = (float *)x + (t * heads + h) * D;
+      for (int64_t j = 0; j < half; j++) {
+        float a = v[j], b = v[j + half];
+        v[j] = mo_round(cpu, mo_round(cpu, a * c[j]) - mo_round(cpu, b * s[j]));
+        v[j + half] = mo_round(cpu, mo_round(cpu, b * c[j]) + mo_round(cpu, a * s[j]));
+      }
+    }
+  }
+  return MO_OK;
+}
+
+mo_status cpu_add(mo_backend *backend, void *x, const void *y, int64_t count) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+  float *sum = x;
+  const float *term = y;
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t i = 0; i < count; i++) sum[i] = mo_round(cpu, sum[i] + term[i]);
+  return MO_OK;
+}
+
+float mo_cpu_glu_value(const mo_cpu *cpu, const mo_model_spec *spec, float g, float u) {
+  (void)spec;
+  return mo_round(cpu, mo_round(cpu, g / (1.0f + expf(-g))) * u);
+}
+
+mo_status cpu_glu(mo_backend *backend, const mo_model_spec *spec, const void *gate, const void *up, int64_t M, int64_t F,
+                  void *out) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+  const float *g = gate, *u = up;
+  float *a = out;
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t i = 0; i < M * F; i++) a[i] = mo_cpu_glu_value(cpu, spec, g[i], u[i]);
+  return MO_OK;
+}

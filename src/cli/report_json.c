@@ -1,0 +1,104 @@
+/* Reports for programs: JSON, {"models": [{..., "features": [...]}]}. */
+#include <jansson.h>
+#include <math.h>
+
+#include "report.h"
+
+/* Setting a member fails if memory ran out for the object or the value; *ok then stays false to the end. */
+static void put(json_t *object, const char *name, json_t *value, bool *ok) {
+  if (json_object_set_new(object, name, value) != 0) *ok = false;
+}
+
+static void put_integer(json_t *object, const char *name, int64_t value, bool *ok) {
+  put(object, name, json_integer((json_int_t)value), ok);
+}
+
+/* JSON has no NaN and no infinity. */
+static void put_real(json_t *object, const char *name, double value, bool *ok) {
+  put(object, name, isfinite(value) ? json_real(value) : json_null(), ok);
+}
+
+/* Names that are not UTF-8 cannot be written. */
+static void put_text(json_t *object, const char *name, const char *value, bool *ok) {
+  json_t *text = json_string(value);
+  put(object, name, text ? text : json_null(), ok);
+}
+
+static void put_class(json_t *object, int32_t classification, bool *ok) {
+  put_text(object, "classification", mo_classification_name((mo_classification)classification), ok);
+}
+
+static json_t *feature_json(const mo_feature *f, bool *ok) {
+  json_t *object = json_object();
+  put_integer(object, "feature", f->feature, ok);
+  put_class(object, f->classification, ok);
+  put_real(object, "max_magnitude", f->max_magnitude, ok);
+  put_real(object, "block_percentage", f->block_percentage, ok);
+  put_real(object, "layer_percentage", f->layer_percentage, ok);
+  put_real(object, "seq_percentage", f->seq_percentage, ok);
+  put_integer(object, "total_occurrences", f->total_occurrences, ok);
+  put_integer(object, "positive", f->positive, ok);
+  put_integer(object, "negative", f->negative, ok);
+  put_real(object, "q1", f->q1, ok);
+  put_real(object, "median", f->median, ok);
+  put_real(object, "q3", f->q3, ok);
+  put_real(object, "share", f->share, ok);
+  put_integer(object, "sequences_qualified", f->sequences_qualified, ok);
+  return object;
+}
+
+static json_t *features_json(const mo_report_model *model, bool *ok) {
+  json_t *features = json_array();
+  for (int64_t i = 0; i < model->n_shown; i++)
+    if (json_array_append_new(features, feature_json(model->shown[i], ok)) != 0) *ok = false;
+  return features;
+}
+
+static json_t *summary_json(const mo_summary *summary, bool *ok) {
+  json_t *object = json_object();
+  put_class(object, summary->classification, ok);
+  put_integer(object, "outlier_features", summary->outlier_features, ok);
+  put_integer(object, "systematic_features", summary->systematic_features, ok);
+  put_integer(object, "features_hit", summary->features_hit, ok);
+  put_integer(object, "sequence_rows", summary->sequence_rows, ok);
+  put_real(object, "mean_layer_percentage", summary->mean_layer_percentage, ok);
+  put_real(object, "median_layer_percentage", summary->median_layer_percentage, ok);
+  put_real(object, "mean_seq_percentage", summary->mean_seq_percentage, ok);
+  put_real(object, "median_seq_percentage", summary->median_seq_percentage, ok);
+  return object;
+}
+
+static json_t *model_json(const mo_report_model *model, bool *ok) {
+  const mo_results_file *file = &model->file;
+  json_t *object = json_object();
+  put_text(object, "file", file->path, ok);
+  put_text(object, "model_name", file->model_name, ok);
+  put_text(object, "architecture", file->architecture, ok);
+  put_integer(object, "n_layers", file->n_layers, ok);
+  put_integer(object, "hidden_size", file->hidden_size, ok);
+  put_integer(object, "n_sequences", file->n_sequences, ok);
+  put_integer(object, "sequence_length", file->sequence_length, ok);
+  put_real(object, "threshold", file->threshold, ok);
+  put_text(object, "precision", file->precision, ok);
+  put_text(object, "device", file->device, ok);
+  put_integer(object, "n_ranks", file->n_ranks, ok);
+  put_text(object, "started", file->started, ok);
+  put_text(object, "finished", file->finished, ok);
+  put_real(object, "perplexity", file->perplexity, ok);
+  put(object, "summary", summary_json(&file->summary, ok), ok);
+  put(object, "features", features_json(model, ok), ok);
+  return object;
+}
+
+mo_status mo_report_print_json(const mo_report_model *models, int n, FILE *out) {
+  bool ok = true;
+  json_t *root = json_object(), *array = json_array();
+  for (int i = 0; i < n; i++)
+    if (json_array_append_new(array, model_json(&models[i], &ok)) != 0) ok = false;
+  put(root, "models", array, &ok);
+  if (ok && json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(12)) != 0) ok = false;
+  if (ok) fputc('\n', out);
+  json_decref(root);
+  if (ok) return MO_OK;
+  return MO_FAIL(MO_FAILED, "JSON report cannot be written (standard output): free some memory or disk space");
+}

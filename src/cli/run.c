@@ -1,0 +1,59 @@
+/* moe-outliers run CONFIG [-s key=value]... */
+#include "cli.h"
+#include "moe_outliers/comm.h"
+#include "moe_outliers/config.h"
+#include "moe_outliers/pipeline.h"
+
+typedef struct {
+  const char *config;
+  mo_cli_overrides overrides;
+  bool help;
+} run_arguments;
+
+enum { SET = 1 };
+static const mo_cli_option OPTIONS[] = {{SET, "set", 's', "section.key=value"}};
+
+static mo_status parse(run_arguments *run, int argc, char **argv) {
+  mo_cli_arguments arguments = MO_CLI_ARGUMENTS(argc, argv, OPTIONS);
+  for (;;) {
+    int event;
+    MO_TRY(mo_cli_next(&arguments, &event));
+    if (event == MO_CLI_HELP) run->help = true;
+    if (event == MO_CLI_HELP) return MO_OK;
+    if (event == MO_CLI_END) break;
+    if (event == SET) MO_TRY(mo_cli_overrides_add(&run->overrides, arguments.value));
+    if (event == MO_CLI_OPERAND) MO_TRY(mo_cli_only_operand(&arguments, "config file", &run->config));
+  }
+  return mo_cli_need(&arguments, "config file", run->config);
+}
+
+static mo_status run_config(const run_arguments *run, mo_comm *comm) {
+  mo_config config;
+  MO_TRY(mo_config_read(&config, run->config, run->overrides.texts, run->overrides.n, true));
+  mo_status status = mo_run(&config, comm);
+  mo_config_free(&config);
+  return status;
+}
+
+static int run_on_ranks(const run_arguments *run, int argc, char **argv) {
+  mo_comm *comm = NULL;
+  mo_status status = mo_comm_open(&comm, &argc, &argv);
+  if (status != MO_OK) return mo_cli_finish(status);
+  return mo_cli_finish_together(comm, run_config(run, comm));
+}
+
+int mo_cli_run(int argc, char **argv) {
+  run_arguments run = {0};
+  int exit_status;
+  mo_status status = parse(&run, argc, argv);
+  if (status == MO_OK && run.help)
+    exit_status = mo_cli_finish(mo_cli_print_usage("run", stdout));
+  else if (status == MO_OK)
+    exit_status = run_on_ranks(&run, argc, argv);
+  else if (status == MO_INVALID)
+    exit_status = mo_cli_refuse(argc, argv);
+  else
+    exit_status = mo_cli_finish(status);
+  mo_cli_overrides_free(&run.overrides);
+  return exit_status;
+}

@@ -1,0 +1,113 @@
+/* Help texts. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+#include "moe_outliers/config.h"
+
+static const char PROGRAM[] =
+    "Usage: moe-outliers COMMAND [ARGUMENT]...\n"
+    "Finds outlier features in language models: hidden dimensions with values of large magnitude at many layer norms\n"
+    "and positions (Dettmers et al. 2022).\n"
+    "\n"
+    "Commands:\n"
+    "  run CONFIG               analyse a model; alone, or on several ranks with mpirun or srun\n"
+    "  plan CONFIG              parameters, bytes, partition and memory of a run, without its weights\n"
+    "  report FILE.h5...        print result files, one or several side by side\n"
+    "  synth CONFIG.json -o DIR write a random checkpoint of given shapes\n"
+    "\n"
+    "  moe-outliers COMMAND --help   options and examples of a command\n"
+    "  moe-outliers --version        version, commit, compiler, backends, libraries\n"
+    "\n"
+    "Exit status: 0 done; 1 failed while running; 2 wrong usage, config or input (nothing was written).\n"
+    "Errors are one line on stderr; MOE_OUTLIERS_DEBUG=1 in the environment adds the place in the source.\n"
+    "\n"
+    "Examples:\n"
+    "  mpirun -np 4 moe-outliers run configs/demo.cfg\n"
+    "  moe-outliers report results/demo.h5\n";
+
+static const char RUN[] =
+    "Usage: moe-outliers run CONFIG [-s section.key=value]...\n"
+    "Runs the sequences of a token file through a model and writes the outlier statistics to an HDF5 file. Started by\n"
+    "mpirun or srun, the ranks share the layers; started alone, it is one rank. Progress is on stderr.\n"
+    "\n"
+    "Options:\n"
+    "  -s, --set section.key=value   replace one value of the config; strings need no quotes; the last one counts\n"
+    "  -h, --help                    this text\n"
+    "\n"
+    "Examples:\n"
+    "  moe-outliers run configs/demo.cfg\n"
+    "  mpirun -np 4 moe-outliers run configs/demo.cfg -s analysis.threshold=5.0 -s output.path=results/five.h5\n"
+    "  srun -n 8 moe-outliers run configs/glm_4.5_air.cfg -s engine.precision=fp32\n"
+    "\n"
+    "Keys of the config (libconfig), with defaults:\n";
+
+static const char PLAN[] =
+    "Usage: moe-outliers plan CONFIG [--gpus N] [--vram GB] [--json] [-s section.key=value]...\n"
+    "Prints what a run would do: parameters (total and active), bytes, partition of the layers, memory per rank. Of "
+    "the\n"
+    "model it needs config.json only.\n"
+    "\n"
+    "Options:\n"
+    "      --gpus N                  ranks, one per GPU or CPU socket (default 1)\n"
+    "      --vram GB                 memory of a rank in GB = 1e9 bytes (default: engine.device_memory_gb)\n"
+    "      --json                    JSON instead of tables\n"
+    "  -s, --set section.key=value   replace one value of the config\n"
+    "  -h, --help                    this text\n"
+    "\n"
+    "Examples:\n"
+    "  moe-outliers plan configs/demo.cfg --gpus 4\n"
+    "  moe-outliers plan configs/glm_4.5_air.cfg --gpus 2 --vram 80 --json\n";
+
+static const char REPORT[] =
+    "Usage: moe-outliers report FILE.h5... [--format table|markdown|csv|json] [--features N]\n"
+    "Prints result files: with several files a table across them first, then for each its summary and its outlier\n"
+    "features, largest magnitude first. Where no feature qualifies, the features of largest magnitude are shown.\n"
+    "\n"
+    "Options:\n"
+    "      --format FORMAT   table (default), markdown, csv or json\n"
+    "      --features N      features per file, 0 = all (default: 20 in table and markdown, all in csv and json)\n"
+    "  -h, --help            this text\n"
+    "\n"
+    "Columns: \"layers %\" counts layers hit at either of their two sites, \"sites %\" the sites (layer norm outputs,\n"
+    "two per layer), \"positions %\" the (sequence, position) pairs; \"+ %\" and \"- %\" split the occurrences by\n"
+    "sign; q1, median and q3 are quartiles of the signed values; \"share %\" is the part of all outlier values. csv\n"
+    "and json give fractions of 1 under the names of the result file; csv prints a table of models, an empty line,\n"
+    "a table of features.\n"
+    "\n"
+    "Examples:\n"
+    "  moe-outliers report results/demo.h5\n"
+    "  moe-outliers report results/*.h5 --format markdown > table.md\n"
+    "  moe-outliers report results/demo.h5 --format json --features 0\n";
+
+static const char SYNTH[] =
+    "Usage: moe-outliers synth CONFIG.json -o DIR [--seed S] [--layers N] [--dtype bf16|f32|f16]\n"
+    "Writes a checkpoint with random weights in the shapes of a config.json, for benchmarks and tests.\n"
+    "\n"
+    "Options:\n"
+    "  -o, --output DIR   folder of the checkpoint, made if absent\n"
+    "      --seed S       another seed gives other weights (default 0)\n"
+    "      --layers N     only the first N layers (default: all)\n"
+    "      --dtype TYPE   bf16 (default), f32 or f16\n"
+    "  -h, --help         this text\n"
+    "\n"
+    "Examples:\n"
+    "  moe-outliers synth models/OLMoE-1B-7B-0125/config.json -o /tmp/olmoe --layers 2\n"
+    "  moe-outliers synth config.json -o /tmp/random --seed 7 --dtype f32\n";
+
+mo_status mo_cli_print_usage(const char *command, FILE *out) {
+  static const struct {
+    const char *command, *text;
+  } texts[] = {{"run", RUN}, {"plan", PLAN}, {"report", REPORT}, {"synth", SYNTH}};
+  if (!mo_cli_is_first_process()) return MO_OK;
+  const char *text = PROGRAM;
+  for (size_t i = 0; command && i < sizeof texts / sizeof texts[0]; i++)
+    if (strcmp(texts[i].command, command) == 0) text = texts[i].text;
+  fputs(text, out);
+  if (text != RUN) return MO_OK;
+  char *keys = mo_config_help();
+  if (!keys) return MO_FAIL(MO_FAILED, "out of memory (help text): free some memory");
+  fputs(keys, out);
+  free(keys);
+  return MO_OK;
+}

@@ -1,0 +1,170 @@
+#include "moe_outliers/layer.h"
+
+#include <stdlib.h>
+
+struct mo_workspace {
+  const mo_model_spec *spec;
+  mo_backend *backend;
+  const mo_backend_table *op;
+  int64_t B, S;
+  /* activations, sized for the widest layer */
+  void *normed;     /* [T, H] a site's tensor */
+  void *q, *k, *v;  /* [T, heads*D], [T, kv_heads*D]; q also holds the gate of an MLP, k its up */
+  void *mixed;      /* [T, heads*D] output of attention; activation of an MLP */
+  void *out;        /* [T, H] what is added to the residual stream */
+  void *expert_out; /* [T*K, H] */
+  mo_routing routing;
+  int64_t *counts; /* host [E] */
+};
+
+typedef struct {
+  int64_t q, kv, wide, experts, routed; /* row widths; wide: of an MLP or of attention's output; routed: rows per token */
+} widths;
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static widths widths_of(const mo_model_spec *spec) {
+  widths w = {0};
+  int64_t mlp = larger(spec->dense.width, spec->moe.shared_width);
+  w.q = larger(spec->attention.heads * spec->attention.head_dim, mlp);
+  w.kv = larger(spec->attention.kv_heads * spec->attention.head_dim, mlp);
+  w.wide = w.q;
+  w.experts = spec->moe.experts;
+  w.routed = spec->moe.experts ? spec->moe.top_k : 0;
+  return w;
+}
+
+int64_t mo_workspace_bytes(const mo_model_spec *spec, int64_t B, int64_t S, int value_bytes) {
+  widths w = widths_of(spec);
+  int64_t values = 2 * spec->hidden + w.q + 2 * w.kv + w.wide + w.routed * spec->hidden;
+  return B * S * (values * value_bytes + w.routed * 16) + w.experts * 16;
+}
+
+static mo_status open_routing(mo_workspace *ws, int64_t T, const widths *w) {
+  if (!w->experts) return MO_OK;
+  size_t cells = (size_t)(T * w->routed);
+  MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(int32_t), (void **)&ws->routing.expert));
+  MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(float), (void **)&ws->routing.weight));
+  MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(int32_t), (void **)&ws->routing.row));
+  MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(int32_t), (void **)&ws->routing.place));
+  ws->routing.start = mo_alloc((size_t)w->experts + 1, sizeof(int64_t));
+  ws->counts = mo_alloc((size_t)w->experts, sizeof(int64_t));
+  return ws->routing.start && ws->counts ? MO_OK : MO_FAILED;
+}
+
+static mo_status open_buffers(mo_workspace *ws) {
+  widths w = widths_of(ws->spec);
+  int64_t T = ws->B * ws->S, H = ws->spec->hidden;
+  struct {
+    void **buffer;
+    int64_t width;
+  } buffers[] = {{&ws->normed, H}, {&ws->q, w.q},     {&ws->k, w.kv},
+                 {&ws->v, ws->spec->attention.kv_heads * ws->spec->attention.head_dim}, {&ws->mixed, w.wide}, {&ws->out, H},
+                 {&ws->expert_out, w.routed * H}};
+  for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+    MO_TRY(ws->op->alloc(ws->backend, (size_t)(T * buffers[i].width) * (size_t)ws->backend->activation_bytes, buffers[i].buffer));
+  return open_routing(ws, T, &w);
+}
+
+mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec, mo_backend *backend, int64_t B, int64_t S) {
+  mo_workspace *ws = mo_alloc(1, sizeof *ws);
+  if (!ws) return MO_FAILED;
+  ws->spec = spec;
+  ws->backend = backend;
+  ws->op = backend->table;
+  ws->B = B;
+  ws->S = S;
+  mo_status status = open_buffers(ws);
+  if (status != MO_OK)
+    mo_workspace_close(ws);
+  else
+    *workspace = ws;
+  return status;
+}
+
+void mo_workspace_close(mo_workspace *ws) {
+  if (!ws) return;
+  void *buffers[] = {ws->normed, ws->q,   ws->k, ws->v, ws->mixed, ws->out, ws->expert_out, ws->routing.expert, ws->routing.weight,
+                     ws->routing.row, ws->routing.place};
+  for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) ws->op->free(ws->backend, buffers[i]);
+  free(ws->routing.start);
+  free(ws->counts);
+  free(ws);
+}
+
+/* A bias that the model may not have. */
+static const mo_weight *maybe(const mo_stage_weights *weights, mo_role role) {
+  return weights->one[role].data ? &weights->one[role] : NULL;
+}
+
+static mo_status normalise_heads(mo_workspace *ws, const mo_weight *weight, void *x, int64_t T, int64_t heads) {
+  int64_t D = ws->spec->attention.head_dim;
+  bool whole = ws->spec->attention.qk_norm == MO_QK_NORM_WHOLE;
+  return ws->op->norm(ws->backend, &ws->spec->norm, weight, x, whole ? T : T * heads, whole ? heads * D : D, x);
+}
+
+/* Queries, keys and values of the site's tensor: projected, normed, clamped, rotated. */
+static mo_status project(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
+  const mo_model_spec *spec = ws->spec;
+  int64_t heads = spec->attention.heads, kv_heads = spec->attention.kv_heads, D = spec->attention.head_dim;
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_Q], maybe(w, MO_Q_BIAS), ws->normed, T, ws->q));
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_K], maybe(w, MO_K_BIAS), ws->normed, T, ws->k));
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_V], maybe(w, MO_V_BIAS), ws->normed, T, ws->v));
+  if (spec->attention.qk_norm != MO_QK_NORM_NONE) {
+    MO_TRY(normalise_heads(ws, &w->one[MO_Q_NORM], ws->q, T, heads));
+    MO_TRY(normalise_heads(ws, &w->one[MO_K_NORM], ws->k, T, kv_heads));
+  }
+  if (spec->attention.clip > 0) {
+    MO_TRY(ws->op->clamp(ws->backend, ws->q, T * heads * D, spec->attention.clip));
+    MO_TRY(ws->op->clamp(ws->backend, ws->k, T * kv_heads * D, spec->attention.clip));
+    MO_TRY(ws->op->clamp(ws->backend, ws->v, T * kv_heads * D, spec->attention.clip));
+  }
+  MO_TRY(ws->op->rope(ws->backend, spec, ws->q, T, ws->S, heads));
+  return ws->op->rope(ws->backend, spec, ws->k, T, ws->S, kv_heads);
+}
+
+static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const mo_stage_weights *w, int64_t B) {
+  int64_t T = B * ws->S;
+  MO_TRY(project(ws, w, T));
+  MO_TRY(ws->op->attention(ws->backend, ws->spec, layer->window, maybe(w, MO_SINKS), ws->q, ws->k, ws->v, B, ws->S, ws->mixed));
+  return ws->op->linear(ws->backend, &w->one[MO_O], maybe(w, MO_O_BIAS), ws->mixed, T, ws->out);
+}
+
+static mo_status dense_mlp(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_GATE], maybe(w, MO_GATE_BIAS), ws->normed, T, ws->q));
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_UP], maybe(w, MO_UP_BIAS), ws->normed, T, ws->k));
+  MO_TRY(ws->op->glu(ws->backend, ws->spec, ws->q, ws->k, T, ws->spec->dense.width, ws->mixed));
+  return ws->op->linear(ws->backend, &w->one[MO_DOWN], maybe(w, MO_DOWN_BIAS), ws->mixed, T, ws->out);
+}
+
+static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w, int64_t T, const mo_layer_observer *observer) {
+  int64_t E = ws->spec->moe.experts;
+  MO_TRY(ws->op->route(ws->backend, ws->spec, w, ws->normed, T, &ws->routing));
+  for (int64_t e = 0; e < E; e++) ws->counts[e] = ws->routing.start[e + 1] - ws->routing.start[e];
+  MO_TRY(observer->routing(observer->context, layer, ws->counts));
+  MO_TRY(ws->op->experts(ws->backend, ws->spec, w, ws->normed, &ws->routing, 0, E, ws->expert_out));
+  return ws->op->combine(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, ws->out);
+}
+
+mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weights *weights, void *x, int64_t B,
+                           const mo_layer_observer *observer) {
+  const mo_model_spec *spec = ws->spec;
+  int64_t T = B * ws->S, H = spec->hidden;
+  MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_INPUT_NORM], x, T, H, ws->normed));
+  MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_ATTN, ws->normed));
+  MO_TRY(attention(ws, &spec->layers[layer], weights, B));
+  MO_TRY(ws->op->add(ws->backend, x, ws->out, T * H));
+  MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_POST_NORM], x, T, H, ws->normed));
+  MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_MLP, ws->normed));
+  if (spec->layers[layer].mlp == MO_MLP_DENSE)
+    MO_TRY(dense_mlp(ws, weights, T));
+  else
+    MO_TRY(moe(ws, layer, weights, T, observer));
+  return ws->op->add(ws->backend, x, ws->out, T * H);
+}
+
+mo_status mo_head_forward(mo_workspace *ws, const mo_stage_weights *weights, const void *x, int64_t B, const int32_t *ids,
+                          float *nll) {
+  MO_TRY(ws->op->norm(ws->backend, &ws->spec->norm, &weights->one[MO_FINAL_NORM], x, B * ws->S, ws->spec->hidden, ws->normed));
+  return ws->op->nll(ws->backend, &weights->one[MO_LM_HEAD], ws->normed, ids, B, ws->S, nll);
+}

@@ -1,0 +1,304 @@
+/* mo_comm over MPI. Every wait polls: for its own completion, and for a failure notice of another rank. */
+#include "moe_outliers/comm.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "pipeline/comm_mpi.h"
+
+enum { TAG_FAILURE = 1 };
+static const double agreement_seconds = 4; /* for the others to arrive once a failure is known */
+
+struct mo_comm {
+  MPI_Comm world, control; /* control: failure notices and agreements, apart from data */
+  int rank, size, local_rank, local_size, tag_limit;
+  bool raised, peer_failed;
+};
+
+struct mo_message {
+  MPI_Request request;
+  MPI_Datatype row;
+};
+
+static mo_status mpi_error(int code, const char *what) {
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  return MO_FAIL(MO_FAILED, "MPI: %s (%s): check the network and the launch line", text, what);
+}
+
+#define MO_MPI(call)                                              \
+  do {                                                            \
+    int mo_mpi_code_ = (call);                                    \
+    if (mo_mpi_code_ != MPI_SUCCESS) return mpi_error(mo_mpi_code_, #call); \
+  } while (0)
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Spin a little for short waits, then sleep, so that waiting ranks leave the cores to working ones. */
+static void back_off(int round) {
+  if (round > 200) usleep(round > 2000 ? 1000 : 50);
+}
+
+static mo_status open_communicators(mo_comm *comm) {
+  MPI_Comm node;
+  int *limit, found;
+  MO_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm->world));
+  MO_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm->control));
+  MO_MPI(MPI_Comm_set_errhandler(comm->world, MPI_ERRORS_RETURN));
+  MO_MPI(MPI_Comm_set_errhandler(comm->control, MPI_ERRORS_RETURN));
+  MO_MPI(MPI_Comm_rank(comm->world, &comm->rank));
+  MO_MPI(MPI_Comm_size(comm->world, &comm->size));
+  MO_MPI(MPI_Comm_split_type(comm->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node));
+  MO_MPI(MPI_Comm_rank(node, &comm->local_rank));
+  MO_MPI(MPI_Comm_size(node, &comm->local_size));
+  MO_MPI(MPI_Comm_free(&node));
+  MO_MPI(MPI_Comm_get_attr(comm->world, MPI_TAG_UB, &limit, &found));
+  comm->tag_limit = found ? *limit : 32767;
+  return MO_OK;
+}
+
+mo_status mo_comm_open(mo_comm **comm, int *argc, char ***argv) {
+  int provided;
+  mo_comm *c = mo_alloc(1, sizeof *c);
+  if (!c) return MO_FAILED;
+  int code = MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+  mo_status status = code == MPI_SUCCESS ? open_communicators(c) : mpi_error(code, "MPI_Init_thread");
+  if (status != MO_OK) {
+    free(c);
+    return status;
+  }
+  *comm = c;
+  return MO_OK;
+}
+
+void mo_comm_close(mo_comm *comm) {
+  if (!comm) return;
+  if (!comm->raised && !comm->peer_failed) { /* after a failure messages may still be under way */
+    MPI_Comm_free(&comm->world);
+    MPI_Comm_free(&comm->control);
+  }
+  MPI_Finalize();
+  free(comm);
+}
+
+int mo_comm_rank(const mo_comm *comm) { return comm->rank; }
+int mo_comm_size(const mo_comm *comm) { return comm->size; }
+int mo_comm_local_size(const mo_comm *comm) { return comm->local_size; }
+int mo_comm_local_rank(const mo_comm *comm) { return comm->local_rank; }
+MPI_Comm mo_comm_mpi(const mo_comm *comm) { return comm->world; }
+
+void mo_comm_raise(mo_comm *comm) {
+  static int notice; /* must outlive the sends */
+  if (comm->raised) return;
+  comm->raised = true;
+  for (int rank = 0; rank < comm->size; rank++) {
+    MPI_Request request;
+    if (rank != comm->rank && MPI_Isend(&notice, 1, MPI_INT, rank, TAG_FAILURE, comm->control, &request) == MPI_SUCCESS)
+      MPI_Request_free(&request);
+  }
+}
+
+mo_status mo_comm_poll(mo_comm *comm) {
+  int found = 0;
+  if (!comm->peer_failed && comm->size > 1) {
+    MPI_Status from;
+    MO_MPI(MPI_Iprobe(MPI_ANY_SOURCE, TAG_FAILURE, comm->control, &found, &from));
+    if (found) {
+      int notice;
+      MO_MPI(MPI_Recv(&notice, 1, MPI_INT, from.MPI_SOURCE, TAG_FAILURE, comm->control, MPI_STATUS_IGNORE));
+      comm->peer_failed = true;
+    }
+  }
+  return comm->peer_failed ? MO_PEER_FAILED : MO_OK;
+}
+
+/* Wait for a request of a collective or a message; a peer's failure ends the wait and abandons the request. */
+static mo_status wait_for(mo_comm *comm, MPI_Request *request) {
+  for (int round = 0;; round++) {
+    int done;
+    MO_MPI(MPI_Test(request, &done, MPI_STATUS_IGNORE));
+    if (done) return MO_OK;
+    MO_TRY(mo_comm_poll(comm));
+    back_off(round);
+  }
+}
+
+/* How bad a status is, for the choice of the one that is reported. */
+static int64_t severity(mo_status status) {
+  return status == MO_OK ? 0 : status == MO_PEER_FAILED ? 1 : status == MO_INVALID ? 2 : 3;
+}
+
+mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker) {
+  int64_t mine = severity(status) << 32 | (int64_t)(comm->size - comm->rank), worst = mine;
+  if (status != MO_OK && status != MO_PEER_FAILED) mo_comm_raise(comm);
+  MPI_Request request;
+  if (MPI_Iallreduce(&mine, &worst, 1, MPI_INT64_T, MPI_MAX, comm->control, &request) != MPI_SUCCESS)
+    mo_comm_abort(comm, status != MO_OK ? mo_error_message() : "MPI: agreement failed (mo_comm_agree): check the network");
+  double deadline = 0;
+  for (int round = 0, done = 0; !done; round++) {
+    if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) mo_comm_abort(comm, mo_error_message());
+    if (status == MO_OK && mo_comm_poll(comm) == MO_OK) {
+      back_off(round);
+      continue;
+    }
+    if (deadline == 0) deadline = now() + agreement_seconds;
+    if (!done && now() > deadline) mo_comm_abort(comm, severity(status) >= 2 ? mo_error_message() : NULL);
+    back_off(round);
+  }
+  static const mo_status by_severity[] = {MO_OK, MO_PEER_FAILED, MO_INVALID, MO_FAILED};
+  if (speaker) *speaker = worst == mine;
+  return by_severity[worst >> 32];
+}
+
+mo_status mo_comm_join(mo_comm *comm, mo_status status) {
+  mo_status worst = mo_comm_agree(comm, status, NULL);
+  return status != MO_OK ? status : worst != MO_OK ? MO_PEER_FAILED : MO_OK;
+}
+
+_Noreturn void mo_comm_abort(mo_comm *comm, const char *message) {
+  if (message) fprintf(stderr, "moe-outliers: error: %s\n", message);
+  fflush(NULL);
+  MPI_Abort(comm ? comm->world : MPI_COMM_WORLD, MO_FAILED);
+  _exit(MO_FAILED);
+}
+
+static void reduce_types(mo_reduce operation, MPI_Datatype *type, MPI_Op *op, size_t *size) {
+  static const size_t sizes[] = {8, 4, 8, 4, 8, 8, 8};
+  MPI_Datatype types[] = {MPI_INT64_T, MPI_INT32_T, MPI_DOUBLE, MPI_FLOAT, MPI_INT64_T, MPI_INT64_T, MPI_UINT64_T};
+  MPI_Op ops[] = {MPI_SUM, MPI_SUM, MPI_SUM, MPI_MAX, MPI_MAX, MPI_MIN, MPI_BOR};
+  *type = types[operation];
+  *op = ops[operation];
+  *size = sizes[operation];
+}
+
+enum { PIECE = 1 << 24 }; /* elements of one MPI call: counts are int, and buffers stay moderate */
+
+mo_status mo_comm_allreduce(mo_comm *comm, void *data, size_t count, mo_reduce operation) {
+  MPI_Datatype type;
+  MPI_Op op;
+  size_t size;
+  if (comm->size == 1) return MO_OK;
+  reduce_types(operation, &type, &op, &size);
+  for (size_t done = 0; done < count; done += PIECE) {
+    MPI_Request request;
+    int n = (int)(count - done < PIECE ? count - done : PIECE);
+    MO_MPI(MPI_Iallreduce(MPI_IN_PLACE, (char *)data + done * size, n, type, op, comm->world, &request));
+    MO_TRY(wait_for(comm, &request));
+  }
+  return MO_OK;
+}
+
+mo_status mo_comm_broadcast(mo_comm *comm, void *data, size_t bytes, int root) {
+  if (comm->size == 1) return MO_OK;
+  for (size_t done = 0; done < bytes; done += PIECE) {
+    MPI_Request request;
+    int n = (int)(bytes - done < PIECE ? bytes - done : PIECE);
+    MO_MPI(MPI_Ibcast((char *)data + done, n, MPI_BYTE, root, comm->world, &request));
+    MO_TRY(wait_for(comm, &request));
+  }
+  return MO_OK;
+}
+
+/* Rank 0's side of a gather: its own block, then the others' in rank order. */
+static mo_status collect(mo_comm *comm, const void *data, const int64_t *sizes, char *to) {
+  memcpy(to, data, (size_t)sizes[0]);
+  to += sizes[0];
+  for (int rank = 1; rank < comm->size; rank++)
+    for (int64_t done = 0; done < sizes[rank]; done += PIECE) {
+      MPI_Request request;
+      int64_t n = sizes[rank] - done < PIECE ? sizes[rank] - done : PIECE;
+      MO_MPI(MPI_Irecv(to, (int)n, MPI_BYTE, rank, 0, comm->world, &request));
+      MO_TRY(wait_for(comm, &request));
+      to += n;
+    }
+  return MO_OK;
+}
+
+static mo_status deliver(mo_comm *comm, const char *data, size_t bytes) {
+  for (size_t done = 0; done < bytes; done += PIECE) {
+    MPI_Request request;
+    int n = (int)(bytes - done < PIECE ? bytes - done : PIECE);
+    MO_MPI(MPI_Isend(data + done, n, MPI_BYTE, 0, 0, comm->world, &request));
+    MO_TRY(wait_for(comm, &request));
+  }
+  return MO_OK;
+}
+
+mo_status mo_comm_gather(mo_comm *comm, const void *data, size_t bytes, void **all, size_t *all_bytes) {
+  mo_status status = MO_FAILED;
+  int64_t *sizes = mo_alloc((size_t)comm->size, sizeof *sizes);
+  *all = NULL;
+  *all_bytes = 0;
+  if (!sizes) return MO_FAILED;
+  sizes[comm->rank] = (int64_t)bytes;
+  MO_TRY_TO(done, mo_comm_allreduce(comm, sizes, (size_t)comm->size, MO_SUM_I64));
+  if (comm->rank != 0) {
+    status = deliver(comm, data, bytes);
+    goto done;
+  }
+  for (int rank = 0; rank < comm->size; rank++) *all_bytes += (size_t)sizes[rank];
+  *all = mo_alloc(*all_bytes, 1);
+  status = *all ? collect(comm, data, sizes, *all) : MO_FAILED;
+  if (status != MO_OK) {
+    free(*all);
+    *all = NULL;
+  }
+done:
+  free(sizes);
+  return status;
+}
+
+mo_status mo_comm_barrier(mo_comm *comm) {
+  MPI_Request request;
+  MO_MPI(MPI_Ibarrier(comm->world, &request));
+  return wait_for(comm, &request);
+}
+
+/* A datatype of one row, so that counts stay in int however large the micro-batch. */
+static mo_status new_message(int64_t rows, int64_t width, mo_message **message) {
+  if (rows > INT_MAX || width > INT_MAX)
+    return MO_FAIL(MO_FAILED, "a micro-batch of %lld x %lld values is too large for one message (pipeline): set a smaller "
+                   "engine.micro_batch", (long long)rows, (long long)width);
+  mo_message *m = mo_alloc(1, sizeof *m);
+  if (!m) return MO_FAILED;
+  if (MPI_Type_contiguous((int)width, MPI_FLOAT, &m->row) != MPI_SUCCESS || MPI_Type_commit(&m->row) != MPI_SUCCESS) {
+    free(m);
+    return MO_FAIL(MO_FAILED, "MPI cannot make a datatype (pipeline): check the MPI installation");
+  }
+  *message = m;
+  return MO_OK;
+}
+
+static int data_tag(const mo_comm *comm, int64_t tag) { return (int)(1 + tag % (comm->tag_limit - 1)); }
+
+mo_status mo_comm_send(mo_comm *comm, int rank, int64_t tag, const float *data, int64_t rows, int64_t width,
+                       mo_message **message) {
+  MO_TRY(new_message(rows, width, message));
+  MO_MPI(MPI_Isend(data, (int)rows, (*message)->row, rank, data_tag(comm, tag), comm->world, &(*message)->request));
+  return MO_OK;
+}
+
+mo_status mo_comm_receive(mo_comm *comm, int rank, int64_t tag, float *data, int64_t rows, int64_t width,
+                          mo_message **message) {
+  MO_TRY(new_message(rows, width, message));
+  MO_MPI(MPI_Irecv(data, (int)rows, (*message)->row, rank, data_tag(comm, tag), comm->world, &(*message)->request));
+  return MO_OK;
+}
+
+mo_status mo_comm_wait(mo_comm *comm, mo_message **message) {
+  if (!*message) return MO_OK;
+  MO_TRY(wait_for(comm, &(*message)->request));
+  MPI_Type_free(&(*message)->row);
+  free(*message);
+  *message = NULL;
+  return MO_OK;
+}

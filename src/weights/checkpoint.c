@@ -1,0 +1,394 @@
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "moe_outliers/weights.h"
+
+#define INDEX_NAME "model.safetensors.index.json"
+#define SINGLE_NAME "model.safetensors"
+#define MAX_HEADER 100000000 /* bytes; the format's own limit */
+#define MAX_INDEX 1000000000
+#define MAX_READ (1 << 30) /* of one pread */
+
+typedef struct {
+  char *name; /* in the folder */
+  char *path;
+  int fd;
+  int64_t size;
+} shard;
+
+struct mo_checkpoint {
+  char *directory;
+  shard *files;
+  int32_t n_files;
+  mo_tensor *tensors; /* sorted by name */
+  int64_t n_tensors;
+  int64_t ignored;
+};
+
+static char *join_path(const char *directory, const char *name) {
+  size_t length = strlen(directory) + strlen(name) + 2;
+  char *path = mo_alloc(length, 1);
+  if (path) snprintf(path, length, "%s/%s", directory, name);
+  return path;
+}
+
+/* Open a regular file, or what a link to one points to (hub snapshots are links). Absent: *fd = -1 and MO_OK. */
+static mo_status open_regular(const char *path, int *fd, int64_t *size) {
+  *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hang the open */
+  if (*fd < 0 && errno == ENOENT) return MO_OK;
+  if (*fd < 0)
+    return MO_FAIL(MO_INVALID, "cannot open: %s (%s): check the permissions and, for many shards, ulimit -n",
+                   strerror(errno), path);
+  struct stat info;
+  if (fstat(*fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    close(*fd);
+    *fd = -1;
+    return MO_FAIL(MO_INVALID, "not a regular file (%s): put the checkpoint's file there", path);
+  }
+  *size = info.st_size;
+  return MO_OK;
+}
+
+static mo_status read_range(int fd, const char *path, int64_t offset, int64_t bytes, void *buffer) {
+  int64_t done = 0;
+  while (done < bytes) {
+    int64_t want = bytes - done < MAX_READ ? bytes - done : MAX_READ;
+    ssize_t got = pread(fd, (char *)buffer + done, (size_t)want, (off_t)(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0)
+      return MO_FAIL(MO_FAILED, "cannot read bytes %lld to %lld of file %s: %s: check the storage and run again",
+                     (long long)offset, (long long)(offset + bytes), path, strerror(errno));
+    if (got == 0)
+      return MO_FAIL(MO_FAILED,
+                     "file %s ends at byte %lld, expected %lld: it was changed after it was opened, fetch it again",
+                     path, (long long)(offset + done), (long long)(offset + bytes));
+    done += got;
+  }
+  return MO_OK;
+}
+
+/* --- one shard --- */
+
+/* *json: malloc'ed; *data_start: where the data begins in the file. */
+static mo_status read_header(const shard *file, char **json, int64_t *bytes, int64_t *data_start) {
+  unsigned char prefix[8];
+  if (file->size == 0) return MO_FAIL(MO_INVALID, "the file is empty (%s): fetch it again", file->path);
+  if (file->size < 8)
+    return MO_FAIL(MO_INVALID, "the file has only %lld bytes (%s): it is truncated, fetch it again",
+                   (long long)file->size, file->path);
+  MO_TRY(read_range(file->fd, file->path, 0, 8, prefix));
+  if (memcmp(prefix, "version ", 8) == 0)
+    return MO_FAIL(MO_INVALID, "the file is a git-lfs pointer, not the weights (%s): run git lfs pull in its folder",
+                   file->path);
+  uint64_t n = 0;
+  for (int i = 7; i >= 0; i--) n = n << 8 | prefix[i];
+  if (n > MAX_HEADER)
+    return MO_FAIL(MO_INVALID,
+                   "header length %llu exceeds the limit of %d (%s): the file is damaged or not a safetensors "
+                   "file, fetch it again",
+                   (unsigned long long)n, MAX_HEADER, file->path);
+  if ((int64_t)n > file->size - 8)
+    return MO_FAIL(MO_INVALID, "the header has %llu bytes but the file only %lld (%s): it is truncated, fetch it again",
+                   (unsigned long long)n, (long long)file->size, file->path);
+  *bytes = (int64_t)n;
+  *data_start = 8 + *bytes;
+  *json = mo_alloc((size_t)n, 1);
+  if (!*json) return MO_FAILED;
+  mo_status status = read_range(file->fd, file->path, 8, *bytes, *json);
+  if (status != MO_OK) {
+    free(*json);
+    *json = NULL;
+  }
+  return status;
+}
+
+/* Append the tensors of file `index` to the checkpoint's. */
+static mo_status add_tensors(mo_checkpoint *checkpoint, int32_t index) {
+  const shard *file = &checkpoint->files[index];
+  char *json = NULL;
+  int64_t bytes = 0, data_start = 0, n = 0;
+  mo_tensor *found;
+  MO_TRY(read_header(file, &json, &bytes, &data_start));
+  mo_status status = mo_safetensors_parse(json, (size_t)bytes, file->size - data_start, file->path, &found, &n);
+  free(json);
+  MO_TRY(status);
+  mo_tensor *all = mo_realloc(checkpoint->tensors, (size_t)(checkpoint->n_tensors + n), sizeof *all);
+  if (!all) {
+    mo_tensors_free(found, n);
+    return MO_FAILED;
+  }
+  checkpoint->tensors = all;
+  for (int64_t i = 0; i < n; i++) {
+    found[i].file = index;
+    found[i].offset += data_start;
+    all[checkpoint->n_tensors++] = found[i]; /* its name moves along */
+  }
+  free(found);
+  return MO_OK;
+}
+
+/* Add the file `name` of the folder; *missing is set and nothing added if it is not there. */
+static mo_status add_file(mo_checkpoint *checkpoint, const char *name, bool *missing) {
+  *missing = false;
+  shard *files = mo_realloc(checkpoint->files, (size_t)checkpoint->n_files + 1, sizeof *files);
+  if (!files) return MO_FAILED;
+  checkpoint->files = files;
+  shard *file = &files[checkpoint->n_files];
+  *file = (shard){.fd = -1};
+  checkpoint->n_files++; /* from here on owned by mo_checkpoint_close */
+  file->name = mo_strdup(name);
+  file->path = join_path(checkpoint->directory, name);
+  if (!file->name || !file->path) return MO_FAILED;
+  MO_TRY(open_regular(file->path, &file->fd, &file->size));
+  if (file->fd < 0) {
+    *missing = true;
+    free(file->name);
+    free(file->path);
+    checkpoint->n_files--;
+    return MO_OK;
+  }
+  (void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* only a hint */
+  return add_tensors(checkpoint, checkpoint->n_files - 1);
+}
+
+static int by_name(const void *a, const void *b) {
+  return strcmp(((const mo_tensor *)a)->name, ((const mo_tensor *)b)->name);
+}
+
+/* Sort all tensors by name; the same name in two files is an error. */
+static mo_status sort_tensors(mo_checkpoint *checkpoint) {
+  mo_tensor *t = checkpoint->tensors;
+  if (checkpoint->n_tensors > 0) qsort(t, (size_t)checkpoint->n_tensors, sizeof *t, by_name);
+  for (int64_t i = 1; i < checkpoint->n_tensors; i++)
+    if (strcmp(t[i].name, t[i - 1].name) == 0)
+      return MO_FAIL(MO_INVALID, "duplicate tensor \"%s\" in %s and %s (%s): remove files of other checkpoints",
+                     t[i].name, checkpoint->files[t[i - 1].file].name, checkpoint->files[t[i].file].name,
+                     checkpoint->directory);
+  return MO_OK;
+}
+
+/* --- the index --- */
+
+static mo_status check_shard_name(const char *name, const char *path) {
+  if (name[0] == '\0' || strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+    return MO_FAIL(MO_INVALID,
+                   "the index names the shard \"%.200s\", which is no file name in its folder (%s): fetch the "
+                   "index again",
+                   name, path);
+  return MO_OK;
+}
+
+static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+
+/* Open every distinct shard that the map names, in the order of their names. */
+static mo_status add_shards(mo_checkpoint *checkpoint, json_t *map, const char *path) {
+  size_t n = 0;
+  const char **names = mo_alloc(json_object_size(map), sizeof *names);
+  if (!names) return MO_FAILED;
+  mo_status status = MO_OK;
+  const char *key;
+  json_t *value;
+  json_object_foreach(map, key, value) {
+    const char *name = json_string_value(value);
+    if (!name) {
+      status =
+          MO_FAIL(MO_INVALID, "\"weight_map\" entry \"%.200s\" is no file name (%s): fetch the index again", key, path);
+      goto done;
+    }
+    MO_TRY_TO(done, check_shard_name(name, path));
+    names[n++] = name;
+  }
+  qsort(names, n, sizeof *names, by_text);
+  for (size_t i = 0; i < n; i++) {
+    if (i > 0 && strcmp(names[i], names[i - 1]) == 0) continue;
+    bool missing;
+    MO_TRY_TO(done, add_file(checkpoint, names[i], &missing));
+    if (missing) {
+      status = MO_FAIL(MO_INVALID,
+                       "shard %s is missing (%s): the index names it, fetch it, e.g. hf download MODEL %s "
+                       "--local-dir %s",
+                       names[i], checkpoint->directory, names[i], checkpoint->directory);
+      goto done;
+    }
+  }
+done:
+  free(names);
+  return status;
+}
+
+/* Every tensor of the map must be in the shard that the map says; tensors that it does not name are dropped. */
+static mo_status match_index(mo_checkpoint *checkpoint, json_t *map) {
+  int64_t kept = 0, n = checkpoint->n_tensors;
+  checkpoint->n_tensors = 0; /* tensors [0, kept) and [i, n) are alive during the loop */
+  mo_status status = MO_OK;
+  for (int64_t i = 0; i < n; i++) {
+    mo_tensor *t = &checkpoint->tensors[i];
+    const char *said = json_string_value(json_object_get(map, t->name)), *found = checkpoint->files[t->file].name;
+    if (said && strcmp(said, found) != 0 && status == MO_OK)
+      status = MO_FAIL(MO_INVALID,
+                       "tensor \"%s\" is in %s, the index says %s (%s): fetch index and shards of one checkpoint",
+                       t->name, found, said, checkpoint->directory);
+    if (said)
+      checkpoint->tensors[kept++] = *t;
+    else
+      free(t->name);
+  }
+  checkpoint->n_tensors = kept;
+  checkpoint->ignored = n - kept;
+  MO_TRY(status);
+  if ((size_t)kept == json_object_size(map)) return MO_OK;
+  const char *key;
+  json_t *value;
+  json_object_foreach(map, key, value) {
+    if (!mo_checkpoint_find(checkpoint, key))
+      return MO_FAIL(MO_INVALID,
+                     "tensor \"%s\" is not in %s, where the index puts it (%s): fetch index and shards of one "
+                     "checkpoint",
+                     key, json_string_value(value), checkpoint->directory);
+  }
+  return MO_OK;
+}
+
+static mo_status use_index(mo_checkpoint *checkpoint, const json_t *root, const char *path) {
+  json_t *map = json_object_get(root, "weight_map");
+  if (!json_is_object(map) || json_object_size(map) == 0)
+    return MO_FAIL(MO_INVALID, "no \"weight_map\" with tensors (%s): fetch the index again", path);
+  MO_TRY(add_shards(checkpoint, map, path));
+  MO_TRY(sort_tensors(checkpoint));
+  return match_index(checkpoint, map);
+}
+
+static mo_status read_index(mo_checkpoint *checkpoint, int fd, int64_t size, const char *path) {
+  if (size > MAX_INDEX)
+    return MO_FAIL(MO_INVALID, "the index has %lld bytes (%s): at most %d are supported", (long long)size, path,
+                   MAX_INDEX);
+  char *text = mo_alloc((size_t)size, 1);
+  if (!text) return MO_FAILED;
+  mo_status status = read_range(fd, path, 0, size, text);
+  json_error_t error;
+  json_t *root = status == MO_OK ? json_loadb(text, (size_t)size, JSON_REJECT_DUPLICATES, &error) : NULL;
+  free(text);
+  MO_TRY(status);
+  if (!root)
+    return MO_FAIL(MO_INVALID, "the index is no JSON of distinct names: %s at line %d (%s): fetch it again", error.text,
+                   error.line, path);
+  status = use_index(checkpoint, root, path);
+  json_decref(root);
+  return status;
+}
+
+/* --- the folder --- */
+
+static bool ends_with(const char *text, const char *end) {
+  size_t n = strlen(text), m = strlen(end);
+  return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+static mo_status nothing_found(const char *directory) {
+  DIR *folder = opendir(directory);
+  if (!folder)
+    return MO_FAIL(MO_INVALID, "cannot open the checkpoint folder: %s (%s): check model.path", strerror(errno),
+                   directory);
+  bool bin = false, shards = false;
+  for (struct dirent *entry; (entry = readdir(folder));) {
+    bin = bin || ends_with(entry->d_name, ".bin");
+    shards = shards || ends_with(entry->d_name, ".safetensors");
+  }
+  closedir(folder);
+  if (shards)
+    return MO_FAIL(MO_INVALID, "the folder has *.safetensors files but neither %s nor %s (%s): fetch these files too",
+                   INDEX_NAME, SINGLE_NAME, directory);
+  if (bin)
+    return MO_FAIL(MO_INVALID,
+                   "the folder has *.bin weights but no safetensors (%s): convert it, e.g. with transformers' "
+                   "save_pretrained",
+                   directory);
+  return MO_FAIL(MO_INVALID,
+                 "the folder has neither %s nor %s (%s): fetch a checkpoint, e.g. hf download MODEL --local-dir %s",
+                 INDEX_NAME, SINGLE_NAME, directory, directory);
+}
+
+static mo_status open_folder(mo_checkpoint *checkpoint) {
+  struct stat info;
+  if (stat(checkpoint->directory, &info) != 0)
+    return MO_FAIL(MO_INVALID, "cannot open the checkpoint folder: %s (%s): check model.path", strerror(errno),
+                   checkpoint->directory);
+  if (!S_ISDIR(info.st_mode))
+    return MO_FAIL(MO_INVALID, "the checkpoint is no folder (%s): give the folder with its files",
+                   checkpoint->directory);
+  char *path = join_path(checkpoint->directory, INDEX_NAME);
+  if (!path) return MO_FAILED;
+  int fd;
+  int64_t size;
+  mo_status status = open_regular(path, &fd, &size);
+  if (status == MO_OK && fd >= 0) {
+    status = read_index(checkpoint, fd, size, path);
+    close(fd);
+    free(path);
+    return status;
+  }
+  free(path);
+  MO_TRY(status);
+  bool missing;
+  MO_TRY(add_file(checkpoint, SINGLE_NAME, &missing));
+  if (missing) return nothing_found(checkpoint->directory);
+  return sort_tensors(checkpoint);
+}
+
+mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory) {
+  *checkpoint = NULL;
+  mo_checkpoint *opened = mo_alloc(1, sizeof *opened);
+  if (!opened) return MO_FAILED;
+  opened->directory = mo_strdup(directory);
+  mo_status status = opened->directory ? open_folder(opened) : MO_FAILED;
+  if (status != MO_OK) {
+    mo_checkpoint_close(opened);
+    return status;
+  }
+  *checkpoint = opened;
+  return MO_OK;
+}
+
+void mo_checkpoint_close(mo_checkpoint *checkpoint) {
+  if (!checkpoint) return;
+  for (int32_t i = 0; i < checkpoint->n_files; i++) {
+    if (checkpoint->files[i].fd >= 0) close(checkpoint->files[i].fd);
+    free(checkpoint->files[i].name);
+    free(checkpoint->files[i].path);
+  }
+  free(checkpoint->files);
+  mo_tensors_free(checkpoint->tensors, checkpoint->n_tensors);
+  free(checkpoint->directory);
+  free(checkpoint);
+}
+
+const mo_tensor *mo_checkpoint_find(const mo_checkpoint *checkpoint, const char *name) {
+  if (checkpoint->n_tensors == 0) return NULL;
+  mo_tensor key = {.name = (char *)name};
+  return bsearch(&key, checkpoint->tensors, (size_t)checkpoint->n_tensors, sizeof key, by_name);
+}
+
+int64_t mo_checkpoint_tensor_count(const mo_checkpoint *checkpoint) { return checkpoint->n_tensors; }
+
+const mo_tensor *mo_checkpoint_tensor(const mo_checkpoint *checkpoint, int64_t index) {
+  return &checkpoint->tensors[index];
+}
+
+const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file) { return checkpoint->files[file].path; }
+
+const char *mo_checkpoint_directory(const mo_checkpoint *checkpoint) { return checkpoint->directory; }
+
+int64_t mo_checkpoint_ignored(const mo_checkpoint *checkpoint) { return checkpoint->ignored; }
+
+mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int64_t offset, int64_t bytes,
+                             void *buffer) {
+  const shard *source = &checkpoint->files[file];
+  return read_range(source->fd, source->path, offset, bytes, buffer);
+}

@@ -1,0 +1,256 @@
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "weights/streamer.h"
+
+#define ALIGNMENT 256
+#define DEFAULT_CHUNK (8 << 20)
+#define MAX_READERS 256
+#define POLL_NANOSECONDS 5000000
+
+/* --- opening and closing --- */
+
+static mo_status check_plan(const mo_stream_plan *plan, const mo_catalogue *catalogue) {
+  if (plan->n_readers < 1 || plan->n_readers > MAX_READERS)
+    return MO_FAIL(MO_INVALID, "%d reader threads: use 1 to %d", plan->n_readers, MAX_READERS);
+  if (plan->chunk_bytes < 0 || plan->n_stages < 0)
+    return MO_FAIL(MO_INVALID, "%lld bytes a read and %lld stages: neither may be negative",
+                   (long long)plan->chunk_bytes, (long long)plan->n_stages);
+  for (int64_t i = 0; i < plan->n_stages; i++) {
+    int64_t stage = plan->stages[i];
+    if (stage < 0 || stage >= catalogue->n_stages)
+      return MO_FAIL(MO_INVALID, "stage %lld: the model has 0 to %lld", (long long)stage,
+                     (long long)catalogue->n_stages - 1);
+    const mo_stage_catalogue *c = &catalogue->stages[stage];
+    for (int64_t e = 0; e < c->n_entries; e++)
+      if (c->entries[e].tensor->bytes <= 0)
+        return MO_FAIL(MO_INVALID, "tensor \"%s\" of stage %lld is empty: it cannot be loaded",
+                       c->entries[e].tensor->name, (long long)stage);
+    if (c->n_entries == 0)
+      return MO_FAIL(MO_INVALID, "stage %lld has no tensors: it cannot be loaded", (long long)stage);
+    if (c->arena_bytes > plan->arena_bytes)
+      return MO_FAIL(MO_INVALID, "stage %lld needs %lld bytes, the weights may use %lld: raise engine.device_memory_gb",
+                     (long long)stage, (long long)c->arena_bytes, (long long)plan->arena_bytes);
+  }
+  return MO_OK;
+}
+
+static mo_status make_slots(mo_streamer *s, const mo_stream_plan *plan, const mo_catalogue *catalogue) {
+  s->slots = mo_alloc((size_t)plan->n_stages, sizeof *s->slots);
+  if (!s->slots) return MO_FAILED;
+  s->n_slots = plan->n_stages;
+  int64_t room = plan->arena_bytes / ALIGNMENT * ALIGNMENT; /* the bound may be odd, the blocks are not */
+  for (int64_t i = 0; i < s->n_slots; i++) {
+    const mo_stage_catalogue *c = &catalogue->stages[plan->stages[i]];
+    s->slots[i] = (slot){.stage = plan->stages[i], .catalogue = c, .first_entry = s->n_entries};
+    s->n_entries += c->n_entries;
+    s->arena_bytes += c->arena_bytes < room - s->arena_bytes ? c->arena_bytes : room - s->arena_bytes;
+    for (int64_t e = 0; e < c->n_entries; e++) {
+      int64_t bytes = c->entries[e].tensor->bytes;
+      s->n_pieces += mo_stream_pieces(s, c->entries[e].tensor);
+      if (bytes > s->chunk_bytes) bytes = s->chunk_bytes;
+      if (bytes > s->buffer_bytes) s->buffer_bytes = bytes;
+    }
+  }
+  s->filled = mo_alloc((size_t)s->n_entries, sizeof *s->filled);
+  s->pieces_done = mo_alloc((size_t)s->n_pieces, sizeof *s->pieces_done);
+  return s->filled && s->pieces_done ? MO_OK : MO_FAILED;
+}
+
+static mo_status make_memory(mo_streamer *s, int n_readers) {
+  const mo_backend_table *table = s->backend->table;
+  s->staged = !table->host_memory;
+  void *memory;
+  MO_TRY(table->alloc(s->backend, (size_t)s->arena_bytes, &memory));
+  s->arena = memory;
+  s->readers = mo_alloc((size_t)n_readers, sizeof *s->readers);
+  if (!s->readers) return MO_FAILED;
+  s->n_readers = n_readers;
+  for (int i = 0; s->staged && i < 2 * n_readers; i++) {
+    MO_TRY(table->alloc_host(s->backend, (size_t)s->buffer_bytes, &memory));
+    s->readers[i / 2].buffers[i % 2].memory = memory;
+  }
+  return MO_OK;
+}
+
+static mo_status start_readers(mo_streamer *s) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &before); /* signals are the main thread's; readers inherit the mask */
+  int error = 0;
+  for (int i = 0; i < s->n_readers && !error; i++) {
+    s->readers[i].streamer = s;
+    error = pthread_create(&s->readers[i].thread, NULL, mo_stream_reader, &s->readers[i]);
+    if (!error) s->n_started++;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (error)
+    return MO_FAIL(MO_FAILED, "cannot start a reader thread: %s: raise the limit of processes (ulimit -u)",
+                   strerror(error));
+  return MO_OK;
+}
+
+static void init_locks(mo_streamer *s) {
+  pthread_condattr_t monotonic;
+  pthread_condattr_init(&monotonic);
+  pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+  pthread_mutex_init(&s->lock, NULL);
+  pthread_cond_init(&s->work, NULL);
+  pthread_cond_init(&s->arrived, &monotonic);
+  pthread_condattr_destroy(&monotonic);
+}
+
+mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, const mo_model_spec *spec,
+                           const mo_catalogue *catalogue, const mo_checkpoint *checkpoint, struct mo_backend *backend) {
+  *streamer = NULL;
+  MO_TRY(check_plan(plan, catalogue));
+  mo_streamer *s = mo_alloc(1, sizeof *s);
+  if (!s) return MO_FAILED;
+  s->spec = spec;
+  s->checkpoint = checkpoint;
+  s->backend = backend;
+  s->chunk_bytes = plan->chunk_bytes ? plan->chunk_bytes : DEFAULT_CHUNK;
+  init_locks(s);
+  mo_status status = make_slots(s, plan, catalogue);
+  if (status == MO_OK && s->n_slots > 0) status = make_memory(s, plan->n_readers);
+  if (status == MO_OK && s->n_slots > 0) status = start_readers(s);
+  if (status != MO_OK) {
+    mo_streamer_close(s);
+    return status;
+  }
+  *streamer = s;
+  return MO_OK;
+}
+
+void mo_streamer_close(mo_streamer *s) {
+  if (!s) return;
+  pthread_mutex_lock(&s->lock);
+  s->stop = true;
+  pthread_cond_broadcast(&s->work);
+  pthread_mutex_unlock(&s->lock);
+  for (int i = 0; i < s->n_started; i++) pthread_join(s->readers[i].thread, NULL);
+  for (int i = 0; i < 2 * s->n_readers; i++)
+    if (s->readers[i / 2].buffers[i % 2].memory)
+      s->backend->table->free_host(s->backend, s->readers[i / 2].buffers[i % 2].memory);
+  if (s->arena) s->backend->table->free(s->backend, s->arena);
+  for (int64_t i = 0; i < s->n_slots; i++) mo_stage_weights_free(&s->slots[i].weights);
+  pthread_mutex_destroy(&s->lock);
+  pthread_cond_destroy(&s->work);
+  pthread_cond_destroy(&s->arrived);
+  free(s->readers);
+  free(s->slots);
+  free(s->filled);
+  free(s->pieces_done);
+  free(s);
+}
+
+/* --- the consumer --- */
+
+/* Holding the lock: why waiting for the slot would never end, MO_OK if it may. All slots before it were acquired. */
+static mo_status check_room(const mo_streamer *s, const slot *wanted) {
+  if (wanted->state != SLOT_WAITING || mo_stream_room(s, wanted->catalogue->arena_bytes) >= 0) return MO_OK;
+  return MO_FAIL(MO_FAILED,
+                 "stage %lld does not fit beside the %lld stages still held: release them first or raise "
+                 "engine.device_memory_gb",
+                 (long long)wanted->stage, (long long)(s->acquired - s->released));
+}
+
+/* Holding the lock, which is given up meanwhile: wait until the slot is ready. */
+static mo_status wait_for(mo_streamer *s, const slot *wanted, mo_status (*poll)(void *context), void *context) {
+  MO_TRY(s->status);
+  while (wanted->state != SLOT_READY) {
+    MO_TRY(check_room(s, wanted));
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += POLL_NANOSECONDS;
+    if (until.tv_nsec >= 1000000000) {
+      until.tv_nsec -= 1000000000;
+      until.tv_sec++;
+    }
+    pthread_cond_timedwait(&s->arrived, &s->lock, &until);
+    if (poll && wanted->state != SLOT_READY) {
+      pthread_mutex_unlock(&s->lock);
+      mo_status polled = poll(context);
+      pthread_mutex_lock(&s->lock);
+      MO_TRY(polled);
+    }
+    MO_TRY(s->status);
+  }
+  return MO_OK;
+}
+
+mo_status mo_streamer_acquire(mo_streamer *s, int64_t stage, const mo_stage_weights **weights,
+                              mo_status (*poll)(void *context), void *context) {
+  *weights = NULL;
+  if (s->acquired == s->n_slots || s->slots[s->acquired].stage != stage)
+    return MO_FAIL(MO_FAILED, "stage %lld was acquired out of the plan's order: " MO_DEFECT, (long long)stage);
+  slot *wanted = &s->slots[s->acquired];
+  double start = mo_stream_now();
+  pthread_mutex_lock(&s->lock);
+  mo_status status = wait_for(s, wanted, poll, context);
+  wanted->timing.wait_seconds += mo_stream_now() - start;
+  pthread_mutex_unlock(&s->lock);
+  MO_TRY(status);
+  MO_TRY(mo_stage_weights_build(&wanted->weights, s->spec, wanted->catalogue, s->arena + wanted->offset));
+  pthread_mutex_lock(&s->lock);
+  wanted->state = SLOT_HELD;
+  s->acquired++;
+  pthread_mutex_unlock(&s->lock);
+  *weights = &wanted->weights;
+  return MO_OK;
+}
+
+void mo_streamer_release(mo_streamer *s, int64_t stage) {
+  pthread_mutex_lock(&s->lock);
+  if (s->released < s->acquired && s->slots[s->released].stage == stage) {
+    slot *oldest = &s->slots[s->released++];
+    oldest->state = SLOT_RELEASED;
+    mo_stage_weights_free(&oldest->weights);
+    pthread_cond_broadcast(&s->work);
+  } else {
+    mo_stream_stop(s, MO_FAIL(MO_FAILED, "stage %lld was released out of order: " MO_DEFECT, (long long)stage));
+  }
+  pthread_mutex_unlock(&s->lock);
+}
+
+mo_stream_timing mo_streamer_timing(const mo_streamer *s, int64_t stage) {
+  for (int64_t i = 0; i < s->acquired; i++)
+    if (s->slots[i].stage == stage) return s->slots[i].timing;
+  return (mo_stream_timing){0};
+}
+
+/* --- the accounting --- */
+
+static mo_status check_entry(const mo_streamer *s, int64_t index, const mo_tensor *tensor, int64_t *first_piece) {
+  int64_t filled = atomic_load(&s->filled[index]), pieces = mo_stream_pieces(s, tensor);
+  if (filled != tensor->bytes)
+    return MO_FAIL(MO_FAILED, "tensor \"%s\" was filled with %lld bytes instead of %lld: " MO_DEFECT, tensor->name,
+                   (long long)filled, (long long)tensor->bytes);
+  for (int64_t p = *first_piece; p < *first_piece + pieces; p++)
+    if (atomic_load(&s->pieces_done[p]) != 1)
+      return MO_FAIL(MO_FAILED, "piece %lld of tensor \"%s\" was loaded %d times: " MO_DEFECT,
+                     (long long)(p - *first_piece), tensor->name, (int)atomic_load(&s->pieces_done[p]));
+  *first_piece += pieces;
+  return MO_OK;
+}
+
+mo_status mo_streamer_check(const mo_streamer *s) {
+  mo_streamer *unlocked = (mo_streamer *)s; /* the lock is not part of the value */
+  pthread_mutex_lock(&unlocked->lock);
+  mo_status status = s->status;
+  pthread_mutex_unlock(&unlocked->lock);
+  MO_TRY(status);
+  int64_t piece_index = 0;
+  for (int64_t i = 0; i < s->n_slots; i++)
+    for (int64_t e = 0; e < s->slots[i].catalogue->n_entries; e++)
+      MO_TRY(check_entry(s, s->slots[i].first_entry + e, s->slots[i].catalogue->entries[e].tensor, &piece_index));
+  for (int i = 0; i < 2 * s->n_readers; i++) {
+    const staging *b = &s->readers[i / 2].buffers[i % 2];
+    if (atomic_load(&b->state) != BUFFER_FREE || atomic_load(&b->begun) != atomic_load(&b->copied))
+      return MO_FAIL(MO_FAILED, "staging buffer %d was filled %lld times and copied %lld times: " MO_DEFECT, i,
+                     (long long)atomic_load(&b->begun), (long long)atomic_load(&b->copied));
+  }
+  return MO_OK;
+}
