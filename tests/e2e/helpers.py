@@ -1,0 +1,132 @@
+"""What the end-to-end tests share: running the program, writing its config, comparing arrays.
+
+Needs numpy, h5py, pytest. The program is $MOE_OUTLIERS, or else the first build found under build/."""
+
+import os
+import pathlib
+import subprocess
+
+import h5py
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+REFERENCES = ROOT / "tests" / "references"
+SITES = ("ln_attn", "ln_mlp")
+
+
+def program():
+    """Path of the program under test."""
+    if "MOE_OUTLIERS" in os.environ:
+        candidates = [pathlib.Path(os.environ["MOE_OUTLIERS"])]
+    else:
+        candidates = [ROOT / "build" / preset / "moe-outliers" for preset in ("default", "cpu")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise FileNotFoundError(f"no program at {', '.join(map(str, candidates))}: build it, or set MOE_OUTLIERS")
+
+
+def environment(**extra):
+    """Environment of a run: one compute thread a rank, Open MPI usable as root and with more ranks than cores."""
+    fixed = {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+    }
+    return os.environ | fixed | extra
+
+
+def command(args, ranks=None):
+    """argv of the program with `args`; ranks None: started alone, else with mpirun."""
+    launcher = [] if ranks is None else ["mpirun", "-np", str(ranks)]
+    return [*launcher, str(program()), *map(str, args)]
+
+
+def run(args, ranks=None, check=True, timeout=120, cwd=None, env=None):
+    """Run the program; returns the CompletedProcess with text output. check: fail the test unless it exits with 0."""
+    done = subprocess.run(
+        command(args, ranks), capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment(**(env or {}))
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(
+            f"{' '.join(map(str, done.args))}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+    return done
+
+
+def libconfig(value):
+    """A Python value as libconfig text: dict = group, list or tuple = list."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{ " + " ".join(f"{key} = {libconfig(item)};" for key, item in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "( " + ", ".join(map(libconfig, value)) + " )"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        text = repr(float(value))
+        return text if any(mark in text for mark in ".e") else text + ".0"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def write_config(path, sections):
+    """Write {section: {key: value}} as a config file; returns its path."""
+    path = pathlib.Path(path)
+    path.write_text("".join(f"{name}: {libconfig(keys)};\n" for name, keys in sections.items()))
+    return path
+
+
+def run_sections(checkpoint, tokens, output, precision="fp32", activations=(), **changes):
+    """Sections of a config that runs `checkpoint` on all of `tokens` on the CPU.
+
+    output: the result file; activations: as in the config; changes: {section: {key: value}} on top."""
+    with h5py.File(tokens) as file:
+        sequences, length = file["tokens"].shape
+    sections = {
+        "model": {"name": pathlib.Path(checkpoint).name, "path": checkpoint},
+        "data": {"tokens": tokens, "sequences": sequences, "length": length},
+        "analysis": {
+            "threshold": 6.0,
+            "min_layer_fraction": 0.25,
+            "min_position_fraction": 0.06,
+            "systematic_fraction": 1.0,
+        },
+        "engine": {"device": "cpu", "precision": precision},
+        "output": {"path": output, "activations": activations},
+    }
+    for section, keys in changes.items():
+        sections[section] = sections.get(section, {}) | keys
+    return sections
+
+
+def relative_error(values, expected):
+    """|values - expected| / |expected|, Frobenius norms in float64."""
+    values, expected = np.asarray(values, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
+
+
+def largest_error(values, expected):
+    """max |values - expected| / max |expected|."""
+    values, expected = np.asarray(values, np.float64), np.asarray(expected, np.float64)
+    return float(np.abs(values - expected).max() / np.abs(expected).max())
+
+
+def site_tensors(group, layers):
+    """[2L, N, S, H] of a group with LLL/ln_attn and LLL/ln_mlp."""
+    return np.stack([group[f"{layer:03d}/{site}"][:] for layer in range(layers) for site in SITES])
+
+
+def datasets(path):
+    """{name: array} of every dataset of a file but /timing."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.__setitem__(name, item[()]) if isinstance(item, h5py.Dataset) else None
+        )
+    found.pop("timing", None)
+    return found

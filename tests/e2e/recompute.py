@@ -1,0 +1,146 @@
+"""The tables of a result file, computed again with NumPy from stored site activations; shares nothing with the program.
+
+Definitions: Dettmers et al. 2022 (arXiv:2208.07339), section 4, per site as docs/methods.md fixes them. Activations are
+float32 [2L, N, S, H], site 2*layer being ln_attn and 2*layer+1 ln_mlp. Tables are lists of dicts, in the file's order.
+"""
+
+import math
+
+import numpy as np
+
+NONE, PROBABILISTIC, SYSTEMATIC = 0, 1, 2
+
+
+class Tables:
+    def __init__(
+        self, activations, threshold=6.0, layer_fraction=0.25, position_fraction=0.06, systematic_fraction=1.0
+    ):
+        assert activations.dtype == np.float32 and activations.ndim == 4
+        self.x = activations
+        self.hit = np.abs(activations.astype(np.float64)) >= threshold
+        self.layer_fraction, self.position_fraction = layer_fraction, position_fraction
+        self.systematic_fraction = systematic_fraction
+        self.n_sites, self.n_sequences, self.length, self.hidden = activations.shape
+
+    def site_rows(self, site):
+        """A row per (sequence, feature) with an outlier value at `site`."""
+        rows = []
+        for sequence, feature in np.argwhere(self.hit[site].any(axis=1)):
+            values = self.x[site, sequence, self.hit[site, sequence, :, feature], feature]
+            magnitudes = np.abs(values)
+            total = 0.0
+            for magnitude in magnitudes:
+                total += float(magnitude)
+            rows.append(
+                {
+                    "sequence": sequence,
+                    "feature": feature,
+                    "count": values.size,
+                    "positive": (values > 0).sum(),
+                    "negative": (values < 0).sum(),
+                    "min": values.min(),
+                    "max": values.max(),
+                    "max_abs": magnitudes.max(),
+                    "mean_abs": np.float32(total / values.size),
+                }
+            )
+        return rows
+
+    def qualifies(self, sites_hit, positions_hit, positions):
+        return sites_hit / self.n_sites >= self.layer_fraction and positions_hit / positions >= self.position_fraction
+
+    def sequence_features(self):
+        """Rows that qualify in one sequence alone; by sequence, then magnitude falling, then feature."""
+        rows = []
+        for sequence in range(self.n_sequences):
+            hit, x = self.hit[:, sequence], self.x[:, sequence]
+            for feature in np.flatnonzero(hit.any(axis=(0, 1))):
+                mine = hit[:, :, feature]
+                sites, positions = int(mine.any(axis=1).sum()), int(mine.any(axis=0).sum())
+                if self.qualifies(sites, positions, self.length):
+                    rows.append(
+                        {
+                            "sequence": sequence,
+                            "feature": feature,
+                            "layer_percentage": sites / self.n_sites,
+                            "seq_percentage": positions / self.length,
+                            "max_magnitude": np.abs(x[:, :, feature][mine]).max(),
+                            "total_occurrences": mine.sum(),
+                            "sites_hit": sites,
+                            "positions_hit": positions,
+                        }
+                    )
+        return sorted(rows, key=lambda row: (row["sequence"], -row["max_magnitude"], row["feature"]))
+
+    def features(self):
+        """Pooled rows, one a feature with an outlier value, by magnitude falling, then feature."""
+        rows, layers, positions_in_all = [], self.n_sites // 2, self.n_sequences * self.length
+        qualified = [row["feature"] for row in self.sequence_features()]
+        for feature in np.flatnonzero(self.hit.any(axis=(0, 1, 2))):
+            mine = self.hit[..., feature]
+            values = self.x[..., feature][mine]
+            site_hit = mine.any(axis=(1, 2))
+            sites, positions = int(site_hit.sum()), int(mine.any(axis=0).sum())
+            blocks = int(site_hit.reshape(layers, 2).any(axis=1).sum())
+            quartiles = np.quantile(values.astype(np.float64), [0.25, 0.5, 0.75]).astype(np.float32)
+            classification = NONE
+            if self.qualifies(sites, positions, positions_in_all):
+                classification = SYSTEMATIC if blocks / layers >= self.systematic_fraction else PROBABILISTIC
+            rows.append(
+                {
+                    "feature": feature,
+                    "sites_hit": sites,
+                    "layers_hit": blocks,
+                    "positions_hit": positions,
+                    "layer_percentage": sites / self.n_sites,
+                    "block_percentage": blocks / layers,
+                    "seq_percentage": positions / positions_in_all,
+                    "max_magnitude": np.abs(values).max(),
+                    "total_occurrences": values.size,
+                    "positive": (values > 0).sum(),
+                    "negative": (values < 0).sum(),
+                    "q1": quartiles[0],
+                    "median": quartiles[1],
+                    "q3": quartiles[2],
+                    "share": values.size / int(self.hit.sum()),
+                    "sequences_qualified": qualified.count(feature),
+                    "classification": classification,
+                }
+            )
+        return sorted(rows, key=lambda row: (-row["max_magnitude"], row["feature"]))
+
+    def sites(self):
+        """A row per site. mean and std by exactly rounded sums."""
+        rows = []
+        for site, values in enumerate(self.x):
+            flat = values.astype(np.float64).ravel()
+            mean = math.fsum(flat) / flat.size
+            rows.append(
+                {
+                    "layer": site // 2,
+                    "site": site % 2,
+                    "count": self.hit[site].sum(),
+                    "max_abs": np.abs(values).max(),
+                    "mean": mean,
+                    "std": math.sqrt(math.fsum((flat - mean) ** 2) / flat.size),
+                    "features_hit": self.hit[site].any(axis=(0, 1)).sum(),
+                }
+            )
+        return rows
+
+    def summary(self):
+        features = self.features()
+        outlier = [row for row in features if row["classification"] != NONE]
+        by_layer = [row["layer_percentage"] for row in outlier] or [math.nan]
+        by_position = [row["seq_percentage"] for row in outlier] or [math.nan]
+        return {
+            "outlier_features": len(outlier),
+            "systematic_features": sum(row["classification"] == SYSTEMATIC for row in outlier),
+            "features_hit": len(features),
+            "sequence_rows": len(self.sequence_features()),
+            "mean_layer_percentage": math.fsum(by_layer) / len(by_layer),
+            "median_layer_percentage": float(np.median(by_layer)),
+            "mean_seq_percentage": math.fsum(by_position) / len(by_position),
+            "median_seq_percentage": float(np.median(by_position)),
+            "classification": max((row["classification"] for row in outlier), default=NONE),
+        }

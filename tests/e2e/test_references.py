@@ -1,0 +1,173 @@
+"""Every reference checkpoint (scripts/make_references.py) against Hugging Face transformers, and the tables of its
+result file against a NumPy recomputation from the activations stored in the same file."""
+
+import math
+
+import h5py
+import numpy as np
+import pytest
+
+import helpers
+import recompute
+
+SITE_TOLERANCE = 2e-4  # relative, Frobenius
+ELEMENT_TOLERANCE = 1e-3  # largest error over largest magnitude
+LOSS_TOLERANCE = 1e-4  # mean error over mean loss
+BF16_FACTOR = 1.3  # error to the float32 reference over the error of transformers' own bfloat16 run
+
+FOLDERS = sorted(path.parent for path in helpers.REFERENCES.glob("*/reference.h5"))
+RANKS = (None, 2)
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def folder(request):
+    return request.param
+
+
+@pytest.fixture(params=RANKS, ids=("alone", "2ranks"))
+def ranks(request):
+    return request.param
+
+
+@pytest.fixture(params=("fp32", "bf16"))
+def precision(request):
+    return request.param
+
+
+def site_names(layers):
+    return [f"{layer:03d}/{site}" for layer in range(layers) for site in helpers.SITES]
+
+
+def test_references_are_there():
+    assert len(FOLDERS) >= 10
+
+
+def test_fp32_sites(folder, ranks, analysed):
+    with h5py.File(analysed(folder, "fp32", ranks)) as result, h5py.File(folder / "reference.h5") as reference:
+        for name in site_names(result.attrs["n_layers"]):
+            values, expected = result[f"activations/{name}"][:], reference[f"fp32/layers/{name}"][:]
+            assert values.shape == expected.shape and values.dtype == np.float32
+            error, largest = helpers.relative_error(values, expected), helpers.largest_error(values, expected)
+            assert error <= SITE_TOLERANCE and largest <= ELEMENT_TOLERANCE, (name, error, largest)
+
+
+def test_fp32_losses(folder, ranks, analysed):
+    with h5py.File(analysed(folder, "fp32", ranks)) as result, h5py.File(folder / "reference.h5") as reference:
+        expected = reference["fp32/nll"][:]
+        if expected.size == 0 and "perplexity" not in result:
+            return
+        losses = result["perplexity/nll"][:]
+        perplexity = float(result["perplexity/perplexity"][()])
+    assert losses.shape == expected.shape and losses.dtype == np.float32
+    if expected.size == 0:
+        assert math.isnan(perplexity)
+        return
+    assert np.abs(losses.astype(np.float64) - expected).mean() <= LOSS_TOLERANCE * np.abs(expected).mean()
+    assert perplexity == pytest.approx(math.exp(losses.mean(dtype=np.float64)), rel=1e-12)
+
+
+def test_fp32_routing(folder, ranks, analysed):
+    """Tokens of each expert, exactly; twins (equal experts, whose scores always tie) are counted together."""
+    with h5py.File(analysed(folder, "fp32", ranks)) as result, h5py.File(folder / "reference.h5") as reference:
+        if "fp32/expert_tokens" not in reference:
+            assert "routing" not in result
+            return
+        counts, expected = result["routing/expert_tokens"][:], reference["fp32/expert_tokens"][:]
+        assert counts.dtype == np.uint64
+        if reference.attrs["twins"].size:
+            keep, merged = reference.attrs["twins"]
+            for table in (counts, expected):
+                table[:, keep] += table[:, merged]
+                table[:, merged] = 0
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_bf16_sites(folder, ranks, analysed):
+    """Rounding to bfloat16 costs no more than it costs transformers."""
+    with h5py.File(analysed(folder, "bf16", ranks)) as result, h5py.File(folder / "reference.h5") as reference:
+        allowed = reference["bf16/eager/relative_error"][:].ravel()
+        for name, own in zip(site_names(result.attrs["n_layers"]), allowed, strict=True):
+            error = helpers.relative_error(result[f"activations/{name}"][:], reference[f"fp32/layers/{name}"][:])
+            assert error <= BF16_FACTOR * own, (name, error, own)
+
+
+def test_bf16_site_values_are_bf16(folder, analysed):
+    with h5py.File(analysed(folder, "bf16", None)) as result:
+        values = helpers.site_tensors(result["activations"], result.attrs["n_layers"])
+    assert not (values.view(np.uint32) & 0xFFFF).any()
+
+
+def assert_table(table, expected, close=()):
+    """table: compound dataset; expected: list of dicts. Columns in `close` are compared by the caller."""
+    assert len(table) == len(expected)
+    if not expected:
+        return
+    assert set(expected[0]) <= set(table.dtype.names)
+    for column in expected[0]:
+        if column not in close:
+            np.testing.assert_array_equal(table[column], np.array([row[column] for row in expected]), err_msg=column)
+
+
+@pytest.fixture
+def stored(folder, precision, ranks, analysed):
+    """The open result file and the tables recomputed from its activations."""
+    with h5py.File(analysed(folder, precision, ranks)) as result:
+        tables = recompute.Tables(helpers.site_tensors(result["activations"], result.attrs["n_layers"]))
+        yield result, tables
+
+
+def test_site_rows(stored):
+    result, tables = stored
+    for site, name in enumerate(site_names(result.attrs["n_layers"])):
+        assert_table(result[f"layers/{name}"][:], tables.site_rows(site))
+
+
+def test_sequence_features(stored):
+    result, tables = stored
+    assert_table(result["sequence_features"][:], tables.sequence_features())
+
+
+def test_features(stored):
+    result, tables = stored
+    expected = tables.features()
+    assert expected, "a reference without outliers shows nothing"
+    assert_table(result["features"][:], expected)
+
+
+def test_sites(stored):
+    result, tables = stored
+    expected = tables.sites()
+    table = result["sites"][:]
+    assert_table(table, expected, close=("mean", "std"))
+    for row, other in zip(table, expected, strict=True):
+        assert row["std"] == pytest.approx(other["std"], rel=1e-12)
+        assert row["mean"] == pytest.approx(other["mean"], rel=1e-12, abs=1e-12 * other["std"])
+
+
+def test_summary(stored):
+    result, tables = stored
+    for name, value in tables.summary().items():
+        found = result[f"summary/{name}"][()]
+        if isinstance(value, float):
+            assert float(found) == pytest.approx(value, rel=1e-14, nan_ok=True), name
+        else:
+            assert int(found) == value, name
+
+
+def test_routing_accounts_for_every_token(stored):
+    """Each layer that routes sends every token to exactly top-k experts; a dense layer sends none."""
+    result, tables = stored
+    if "routing" not in result:
+        return
+    per_layer = result["routing/expert_tokens"][:].sum(axis=1)
+    tokens = tables.n_sequences * tables.length
+    assert per_layer.max() > 0 and per_layer.max() % tokens == 0
+    assert set(per_layer.tolist()) <= {0, int(per_layer.max())}
+
+
+def test_ranks_agree(folder, precision, analysed):
+    """Two ranks write the very same datasets as one."""
+    alone, two = (helpers.datasets(analysed(folder, precision, ranks)) for ranks in RANKS)
+    assert alone.keys() == two.keys()
+    for name, values in alone.items():
+        assert np.asarray(values).tobytes() == np.asarray(two[name]).tobytes(), name
