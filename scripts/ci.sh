@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# All checks, for laptops and CI: format, shell scripts, tests with warnings as errors, tests under sanitizers.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '== %s\n' "$*"; }
+
+# Other versions of clang-format format differently.
+clang_format=
+for candidate in clang-format-14 clang-format; do
+  if command -v "$candidate" >/dev/null && "$candidate" --version | grep -q 'version 14\.'; then
+    clang_format=$candidate
+    break
+  fi
+done
+if [[ -n $clang_format ]]; then
+  say "format"
+  find include src tests bench -name '*.[ch]' -print0 | xargs -0 "$clang_format" --dry-run -Werror
+else
+  say "format: skipped, needs clang-format 14 (apt-get install clang-format-14)"
+fi
+
+if command -v shellcheck >/dev/null; then
+  say "shell scripts"
+  grep -rlE '^#!.*\bbash' scripts .ci | tr '\n' '\0' | xargs -0 shellcheck
+else
+  say "shell scripts: skipped, needs shellcheck (apt-get install shellcheck)"
+fi
+
+say "tests"
+MO_WERROR=ON scripts/test cpu
+
+say "tests under the address and undefined-behaviour sanitizers"
+MO_WERROR=ON scripts/test asan
+say "all passed"
