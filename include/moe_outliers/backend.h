@@ -81,15 +81,32 @@ typedef struct {
    * [heads] or NULL. Softmax in float32; rounds the output (and, where the backend can, scores and probabilities). */
   mo_status (*attention)(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
                          const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out);
+  /* left [rows, a] and right [rows, b] = the columns of x [rows, a + b]. */
+  mo_status (*split)(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left, void *right);
+  /* x [rows, width] *= sigmoid(gate) [rows, width], or [rows, 1] where gate_width is 1; sigmoid and product round. */
+  mo_status (*sigmoid_gate)(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width, int64_t gate_width);
+  /* Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464; transformers models/qwen3_next), vh value heads, kh key heads,
+   * C = 2*kh*k_dim + vh*v_dim channels.
+   * delta_conv: qkvz [T, 2*kh*k_dim + 2*vh*v_dim] in groups per key head (q, k, values, z), ba [T, 2*vh] likewise (b, a) ->
+   * mixed [T, C] = silu of the causal depthwise convolution over each sequence, in the order q, k, v; rounds after both;
+   * beta [T, vh] = sigmoid(b), rounds; decay [T, vh] = -exp(A_log) * softplus(a + dt_bias); beta and decay are float32. */
+  mo_status (*delta_conv)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *qkvz,
+                          const void *ba, int64_t B, int64_t S, void *mixed, float *beta, float *decay);
+  /* out [T, vh*v_dim]: the gated delta rule over each sequence, queries and keys l2-normalised, state in float32; rounds. */
+  mo_status (*delta_rule)(mo_backend *backend, const mo_model_spec *spec, const void *mixed, const float *beta,
+                          const float *decay, int64_t B, int64_t S, void *out);
+  /* x [T, vh, v_dim] = RMSNorm(x) * w * silu(z), z from qkvz; rounds after the norm, after w and at the end. */
+  mo_status (*delta_norm)(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz, int64_t T,
+                          void *x);
   /* x [count] += y [count]; rounds. */
   mo_status (*add)(mo_backend *backend, void *x, const void *y, int64_t count);
-  /* out [M, F] = activation of gate [M, F] and up [M, F] (silu(gate) * up; rounds after silu and after the product). */
-  mo_status (*glu)(mo_backend *backend, const mo_model_spec *spec, const void *gate, const void *up, int64_t M, int64_t F,
-                   void *out);
+  /* out [count] = silu(gate) * up; rounds after silu and after the product. */
+  mo_status (*glu)(mo_backend *backend, const void *gate, const void *up, int64_t count, void *out);
   /* Choose experts for each row of x [T, H] and group the rows by expert; start[] is on the host on return. */
   mo_status (*route)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
                      int64_t T, mo_routing *routing);
-  /* out [R, H]: for each expert e in [first, last) and its rows: down(glu(gate x, up x)), not yet weighted. x [T, H]. */
+  /* out [R, H]: for each expert e in [first, last) and its rows: down(activation(gate x, up x)), not yet weighted, with the
+   * model's biases and activation (silu, or the clamped form of gpt_oss). x [T, H]. */
   mo_status (*experts)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
                        const mo_routing *routing, int64_t first, int64_t last, void *out);
   /* y [T, H] = sum over a token's experts, in ascending order of expert index, of weight * expert output; products and

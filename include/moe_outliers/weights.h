@@ -102,7 +102,8 @@ void mo_catalogue_free(mo_catalogue *catalogue);
 typedef struct {
   const void *data; /* in the arena (backend memory), as stored in the file; NULL = the model has none */
   mo_dtype dtype;
-  int64_t rows, cols; /* a vector: rows = 1. MXFP4: of the decoded matrix */
+  int64_t rows, cols; /* of the matrix in y = x w^T; a vector: rows = 1. MXFP4: of the decoded matrix */
+  bool transposed;    /* stored [cols, rows] */
   const void *scales; /* MXFP4: U8 scale per 32 columns, [rows, cols/32]; else NULL */
 } mo_weight;
 

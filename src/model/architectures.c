@@ -55,6 +55,35 @@ static const mo_name_rule mixtral_names[] = {
     {MO_ROLE_COUNT, NULL},
 };
 
+static const mo_name_rule qwen3_next_names[] = {
+    {MO_SHARED_GATE, MLP "shared_expert.gate_proj.weight"},
+    {MO_SHARED_UP, MLP "shared_expert.up_proj.weight"},
+    {MO_SHARED_DOWN, MLP "shared_expert.down_proj.weight"},
+    {MO_SHARED_SCALE, MLP "shared_expert_gate.weight"},
+    {MO_ROLE_COUNT, NULL},
+};
+
+static const mo_name_rule glm4_moe_names[] = {
+    {MO_ROUTER_CORRECTION, MLP "gate.e_score_correction_bias"},
+    {MO_SHARED_GATE, MLP "shared_experts.gate_proj.weight"},
+    {MO_SHARED_UP, MLP "shared_experts.up_proj.weight"},
+    {MO_SHARED_DOWN, MLP "shared_experts.down_proj.weight"},
+    {MO_ROLE_COUNT, NULL},
+};
+
+/* Quantized experts: "_blocks" is appended to the names of the two fused tensors. */
+static const mo_name_rule gpt_oss_names[] = {
+    {MO_ROUTER, MLP "router.weight"},
+    {MO_ROUTER_BIAS, MLP "router.bias"},
+    {MO_EXPERTS_GATE_UP, MLP "experts.gate_up_proj"},
+    {MO_EXPERTS_GATE_UP_SCALES, MLP "experts.gate_up_proj_scales"},
+    {MO_EXPERTS_GATE_UP_BIAS, MLP "experts.gate_up_proj_bias"},
+    {MO_EXPERTS_DOWN, MLP "experts.down_proj"},
+    {MO_EXPERTS_DOWN_SCALES, MLP "experts.down_proj_scales"},
+    {MO_EXPERTS_DOWN_BIAS, MLP "experts.down_proj_bias"},
+    {MO_ROLE_COUNT, NULL},
+};
+
 static const mo_name_rule no_names[] = {{MO_ROLE_COUNT, NULL}};
 
 static const mo_architecture table[] = {
@@ -119,6 +148,73 @@ static const mo_architecture table[] = {
         .experts_alias = "num_experts",
         .expert_width_key = "intermediate_size",
         .renorm = MO_RENORM_ALWAYS,
+    },
+    {
+        .model_type = "qwen3_next",
+        .names = qwen3_next_names,
+        .rms_norm_eps = 1e-6,
+        .rope_theta = 1e4,
+        .head_dim = 256,
+        .partial_rotary = 0.25,
+        .zero_centred_norm = true,
+        .norm_weight_in_float = true,
+        .qk_norm = MO_QK_NORM_HEAD,
+        .bias = MO_BIAS_QKVO,
+        .output_gate = true,
+        .delta_layers = true,
+        .mlps = MO_MLPS_STEP,
+        .experts_key = "num_experts",
+        .experts_alias = "num_local_experts",
+        .expert_width_key = "moe_intermediate_size",
+        .renorm = MO_RENORM_CONFIG_ON,
+        .router_weights_bf16 = true,
+        .shared = MO_SHARED_GATED,
+    },
+    {
+        .model_type = "glm4_moe",
+        .names = glm4_moe_names,
+        .rms_norm_eps = 1e-5,
+        .rope_theta = 1e4,
+        .partial_rotary = 0.5,
+        .qk_norm = MO_QK_NORM_HEAD,
+        .qk_norm_optional = true,
+        .bias = MO_BIAS_QKV,
+        .mlps = MO_MLPS_FIRST_DENSE,
+        .experts_key = "n_routed_experts",
+        .experts_alias = "num_local_experts",
+        .expert_width_key = "moe_intermediate_size",
+        .router = MO_ROUTER_SIGMOID,
+        .renorm = MO_RENORM_CONFIG_ON,
+        .router_float = true,
+        .correction = true,
+        .groups = true,
+        .shared = MO_SHARED_PLAIN,
+    },
+    {
+        .model_type = "gpt_oss",
+        .names = gpt_oss_names,
+        .rms_norm_eps = 1e-5,
+        .rope_theta = 150000,
+        .head_dim = 64,
+        .sliding_window = 128,
+        .default_yarn = true,
+        .norm_weight_in_float = true,
+        .bias = MO_BIAS_QKVO,
+        .bias_default = true,
+        .sinks = true,
+        .attention_softmax_bf16 = true,
+        .window = MO_WINDOW_ALTERNATE,
+        .mlps = MO_MLPS_MOE,
+        .experts_key = "num_local_experts",
+        .experts_alias = "num_experts",
+        .expert_width_key = "intermediate_size",
+        .router = MO_ROUTER_TOPK_SOFTMAX,
+        .renorm = MO_RENORM_NEVER,
+        .router_softmax_bf16 = true,
+        .router_weights_bf16 = true,
+        .router_bias = true,
+        .fused_experts = true,
+        .glu = MO_GLU_CLAMPED,
     },
 };
 

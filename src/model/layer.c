@@ -9,16 +9,19 @@ struct mo_workspace {
   int64_t B, S;
   /* activations, sized for the widest layer */
   void *normed;     /* [T, H] a site's tensor */
-  void *q, *k, *v;  /* [T, heads*D], [T, kv_heads*D]; q also holds the gate of an MLP, k its up */
-  void *mixed;      /* [T, heads*D] output of attention; activation of an MLP */
+  void *q, *k, *v;  /* projections of the mixer; an MLP's gate is in q, its up in k */
+  void *gate;       /* [T, heads*D] output gate of attention */
+  void *mixed;      /* [T, heads*D] output of the mixer; activation of an MLP */
   void *out;        /* [T, H] what is added to the residual stream */
   void *expert_out; /* [T*K, H] */
+  float *beta, *decay; /* [T, vh] of DeltaNet */
   mo_routing routing;
   int64_t *counts; /* host [E] */
 };
 
+/* Values per token row of each buffer, wide enough for every layer. */
 typedef struct {
-  int64_t q, kv, wide, experts, routed; /* row widths; wide: of an MLP or of attention's output; routed: rows per token */
+  int64_t q, k, v, gate, mixed, delta, experts, routed; /* routed: expert rows per token */
 } widths;
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -26,9 +29,14 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static widths widths_of(const mo_model_spec *spec) {
   widths w = {0};
   int64_t mlp = larger(spec->dense.width, spec->moe.shared_width);
-  w.q = larger(spec->attention.heads * spec->attention.head_dim, mlp);
-  w.kv = larger(spec->attention.kv_heads * spec->attention.head_dim, mlp);
-  w.wide = w.q;
+  int64_t q = spec->attention.heads * spec->attention.head_dim, kv = spec->attention.kv_heads * spec->attention.head_dim;
+  int64_t keys = spec->delta.k_heads * spec->delta.k_dim, values = spec->delta.v_heads * spec->delta.v_dim;
+  w.q = larger(larger(q, mlp), 2 * keys + 2 * values);
+  w.k = larger(larger(kv, mlp), 2 * spec->delta.v_heads);
+  w.v = larger(kv, 2 * keys + values);
+  w.gate = spec->attention.output_gate ? q : 0;
+  w.mixed = larger(larger(q + w.gate, mlp), values);
+  w.delta = spec->delta.v_heads;
   w.experts = spec->moe.experts;
   w.routed = spec->moe.experts ? spec->moe.top_k : 0;
   return w;
@@ -36,8 +44,8 @@ static widths widths_of(const mo_model_spec *spec) {
 
 int64_t mo_workspace_bytes(const mo_model_spec *spec, int64_t B, int64_t S, int value_bytes) {
   widths w = widths_of(spec);
-  int64_t values = 2 * spec->hidden + w.q + 2 * w.kv + w.wide + w.routed * spec->hidden;
-  return B * S * (values * value_bytes + w.routed * 16) + w.experts * 16;
+  int64_t values = 2 * spec->hidden + w.q + w.k + w.v + w.gate + w.mixed + w.routed * spec->hidden;
+  return B * S * (values * value_bytes + w.delta * 8 + w.routed * 16) + w.experts * 16;
 }
 
 static mo_status open_routing(mo_workspace *ws, int64_t T, const widths *w) {
@@ -58,9 +66,11 @@ static mo_status open_buffers(mo_workspace *ws) {
   struct {
     void **buffer;
     int64_t width;
-  } buffers[] = {{&ws->normed, H}, {&ws->q, w.q},     {&ws->k, w.kv},
-                 {&ws->v, ws->spec->attention.kv_heads * ws->spec->attention.head_dim}, {&ws->mixed, w.wide}, {&ws->out, H},
-                 {&ws->expert_out, w.routed * H}};
+  } buffers[] = {{&ws->normed, H}, {&ws->q, w.q},         {&ws->k, w.k},   {&ws->v, w.v},
+                 {&ws->gate, w.gate}, {&ws->mixed, w.mixed}, {&ws->out, H}, {&ws->expert_out, w.routed * H}};
+  size_t floats = (size_t)(T * w.delta) * sizeof(float);
+  MO_TRY(ws->op->alloc(ws->backend, floats, (void **)&ws->beta));
+  MO_TRY(ws->op->alloc(ws->backend, floats, (void **)&ws->decay));
   for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
     MO_TRY(ws->op->alloc(ws->backend, (size_t)(T * buffers[i].width) * (size_t)ws->backend->activation_bytes, buffers[i].buffer));
   return open_routing(ws, T, &w);
@@ -84,8 +94,8 @@ mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec,
 
 void mo_workspace_close(mo_workspace *ws) {
   if (!ws) return;
-  void *buffers[] = {ws->normed, ws->q,   ws->k, ws->v, ws->mixed, ws->out, ws->expert_out, ws->routing.expert, ws->routing.weight,
-                     ws->routing.row, ws->routing.place};
+  void *buffers[] = {ws->normed, ws->q,     ws->k,          ws->v,   ws->gate,           ws->mixed,          ws->out,
+                     ws->beta,   ws->decay, ws->expert_out, ws->routing.expert, ws->routing.weight, ws->routing.row, ws->routing.place};
   for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) ws->op->free(ws->backend, buffers[i]);
   free(ws->routing.start);
   free(ws->counts);
@@ -107,7 +117,9 @@ static mo_status normalise_heads(mo_workspace *ws, const mo_weight *weight, void
 static mo_status project(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
   const mo_model_spec *spec = ws->spec;
   int64_t heads = spec->attention.heads, kv_heads = spec->attention.kv_heads, D = spec->attention.head_dim;
-  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_Q], maybe(w, MO_Q_BIAS), ws->normed, T, ws->q));
+  bool gated = spec->attention.output_gate; /* q_proj then gives query and gate of each head side by side */
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_Q], maybe(w, MO_Q_BIAS), ws->normed, T, gated ? ws->mixed : ws->q));
+  if (gated) MO_TRY(ws->op->split(ws->backend, ws->mixed, T * heads, D, D, ws->q, ws->gate));
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_K], maybe(w, MO_K_BIAS), ws->normed, T, ws->k));
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_V], maybe(w, MO_V_BIAS), ws->normed, T, ws->v));
   if (spec->attention.qk_norm != MO_QK_NORM_NONE) {
@@ -127,14 +139,46 @@ static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const m
   int64_t T = B * ws->S;
   MO_TRY(project(ws, w, T));
   MO_TRY(ws->op->attention(ws->backend, ws->spec, layer->window, maybe(w, MO_SINKS), ws->q, ws->k, ws->v, B, ws->S, ws->mixed));
+  if (ws->spec->attention.output_gate) {
+    int64_t width = ws->spec->attention.heads * ws->spec->attention.head_dim;
+    MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->mixed, ws->gate, T, width, width));
+  }
   return ws->op->linear(ws->backend, &w->one[MO_O], maybe(w, MO_O_BIAS), ws->mixed, T, ws->out);
 }
 
+static mo_status deltanet(mo_workspace *ws, const mo_stage_weights *w, int64_t B) {
+  int64_t T = B * ws->S;
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_DELTA_QKVZ], NULL, ws->normed, T, ws->q));
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_DELTA_BA], NULL, ws->normed, T, ws->k));
+  MO_TRY(ws->op->delta_conv(ws->backend, ws->spec, w, ws->q, ws->k, B, ws->S, ws->v, ws->beta, ws->decay));
+  MO_TRY(ws->op->delta_rule(ws->backend, ws->spec, ws->v, ws->beta, ws->decay, B, ws->S, ws->mixed));
+  MO_TRY(ws->op->delta_norm(ws->backend, ws->spec, &w->one[MO_DELTA_NORM], ws->q, T, ws->mixed));
+  return ws->op->linear(ws->backend, &w->one[MO_DELTA_OUT], NULL, ws->mixed, T, ws->out);
+}
+
+/* out [T, H] = down(silu(gate x) * up x) of the site's tensor x: a dense layer's MLP or a shared expert. */
+static mo_status mlp(mo_workspace *ws, const mo_weight *gate, const mo_weight *gate_bias, const mo_weight *up,
+                     const mo_weight *up_bias, const mo_weight *down, const mo_weight *down_bias, int64_t T, void *out) {
+  MO_TRY(ws->op->linear(ws->backend, gate, gate_bias, ws->normed, T, ws->q));
+  MO_TRY(ws->op->linear(ws->backend, up, up_bias, ws->normed, T, ws->k));
+  MO_TRY(ws->op->glu(ws->backend, ws->q, ws->k, T * gate->rows, ws->mixed));
+  return ws->op->linear(ws->backend, down, down_bias, ws->mixed, T, out);
+}
+
 static mo_status dense_mlp(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
-  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_GATE], maybe(w, MO_GATE_BIAS), ws->normed, T, ws->q));
-  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_UP], maybe(w, MO_UP_BIAS), ws->normed, T, ws->k));
-  MO_TRY(ws->op->glu(ws->backend, ws->spec, ws->q, ws->k, T, ws->spec->dense.width, ws->mixed));
-  return ws->op->linear(ws->backend, &w->one[MO_DOWN], maybe(w, MO_DOWN_BIAS), ws->mixed, T, ws->out);
+  return mlp(ws, &w->one[MO_GATE], maybe(w, MO_GATE_BIAS), &w->one[MO_UP], maybe(w, MO_UP_BIAS), &w->one[MO_DOWN],
+             maybe(w, MO_DOWN_BIAS), T, ws->out);
+}
+
+/* out += the shared expert's output, times sigmoid(its gate) where the model has one. expert_out is free by now. */
+static mo_status add_shared(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
+  int64_t H = ws->spec->hidden;
+  MO_TRY(mlp(ws, &w->one[MO_SHARED_GATE], NULL, &w->one[MO_SHARED_UP], NULL, &w->one[MO_SHARED_DOWN], NULL, T, ws->expert_out));
+  if (ws->spec->moe.shared == MO_SHARED_GATED) {
+    MO_TRY(ws->op->linear(ws->backend, &w->one[MO_SHARED_SCALE], NULL, ws->normed, T, ws->q));
+    MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->expert_out, ws->q, T, H, 1));
+  }
+  return ws->op->add(ws->backend, ws->out, ws->expert_out, T * H);
 }
 
 static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w, int64_t T, const mo_layer_observer *observer) {
@@ -143,7 +187,8 @@ static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w,
   for (int64_t e = 0; e < E; e++) ws->counts[e] = ws->routing.start[e + 1] - ws->routing.start[e];
   MO_TRY(observer->routing(observer->context, layer, ws->counts));
   MO_TRY(ws->op->experts(ws->backend, ws->spec, w, ws->normed, &ws->routing, 0, E, ws->expert_out));
-  return ws->op->combine(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, ws->out);
+  MO_TRY(ws->op->combine(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, ws->out));
+  return ws->spec->moe.shared == MO_SHARED_NONE ? MO_OK : add_shared(ws, w, T);
 }
 
 mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weights *weights, void *x, int64_t B,
@@ -152,7 +197,10 @@ mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weigh
   int64_t T = B * ws->S, H = spec->hidden;
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_INPUT_NORM], x, T, H, ws->normed));
   MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_ATTN, ws->normed));
-  MO_TRY(attention(ws, &spec->layers[layer], weights, B));
+  if (spec->layers[layer].mixer == MO_MIXER_ATTENTION)
+    MO_TRY(attention(ws, &spec->layers[layer], weights, B));
+  else
+    MO_TRY(deltanet(ws, weights, B));
   MO_TRY(ws->op->add(ws->backend, x, ws->out, T * H));
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_POST_NORM], x, T, H, ws->normed));
   MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_MLP, ws->normed));

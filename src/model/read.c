@@ -230,6 +230,9 @@ static mo_status read_experts(mo_model_spec *spec, const mo_architecture *archit
   MO_TRY(mo_json_int(json, top_key, 1, spec->moe.experts, &spec->moe.top_k));
   MO_TRY(mo_json_int(json, architecture->expert_width_key, 1, MOST_WIDTH, &spec->moe.width));
   spec->moe.fused = spec->moe.expert_bias = architecture->fused_experts;
+  if (spec->moe.mxfp4 && (spec->hidden % 32 || spec->moe.width % 32))
+    return MO_FAIL(MO_INVALID, "hidden_size %lld or %s %lld is not a multiple of MXFP4's block of 32 (%s): check config.json",
+                   (long long)spec->hidden, architecture->expert_width_key, (long long)spec->moe.width, json->file);
   MO_TRY(read_router(spec, architecture, json));
   MO_TRY(read_shared(spec, architecture, json));
   return MO_OK;

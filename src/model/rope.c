@@ -19,12 +19,13 @@ static mo_status read_type(rope_keys *keys) {
   return MO_OK;
 }
 
-static mo_status read_keys(const mo_architecture *architecture, const mo_json *config, rope_keys *keys) {
+static mo_status read_keys(const mo_architecture *architecture, const mo_json *config, const json_t *assumed, rope_keys *keys) {
   mo_json parameters;
   MO_TRY(mo_json_object(config, "rope_parameters", &parameters));
   MO_TRY(mo_json_object(config, "rope_scaling", &keys->scaling));
   if (parameters.object) keys->scaling = parameters;
   keys->type = "default";
+  if (architecture->default_yarn && !keys->scaling.object) keys->scaling.object = assumed;
   if (keys->scaling.object) MO_TRY(read_type(keys));
   MO_TRY(mo_json_number_or(config, "rope_theta", 1, 1e15, architecture->rope_theta, &keys->theta));
   if (parameters.object) MO_TRY(mo_json_number_or(&parameters, "rope_theta", 1, 1e15, keys->theta, &keys->theta));
@@ -116,9 +117,10 @@ static mo_status read_dim(mo_model_spec *spec, const mo_architecture *architectu
   return MO_OK;
 }
 
-mo_status mo_rope_read(mo_model_spec *spec, const mo_architecture *architecture, const mo_json *config) {
+static mo_status read_rope(mo_model_spec *spec, const mo_architecture *architecture, const mo_json *config,
+                           const json_t *assumed) {
   rope_keys keys = {0};
-  MO_TRY(read_keys(architecture, config, &keys));
+  MO_TRY(read_keys(architecture, config, assumed, &keys));
   MO_TRY(read_dim(spec, architecture, config, &keys));
   int64_t half = spec->rope.dim / 2;
   spec->rope.inv_freq = mo_alloc((size_t)half, sizeof(float));
@@ -135,4 +137,14 @@ mo_status mo_rope_read(mo_model_spec *spec, const mo_architecture *architecture,
   if (strcmp(keys.type, "yarn") == 0) return scale_yarn(spec, &keys);
   return MO_FAIL(MO_INVALID, "rope type \"%.40s\" is not supported (%s): supported are default, linear, llama3, yarn", keys.type,
                  config->file);
+}
+
+mo_status mo_rope_read(mo_model_spec *spec, const mo_architecture *architecture, const mo_json *config) {
+  /* GptOssConfig's own default, used where config.json says nothing about rotary scaling */
+  json_t *assumed = json_pack("{s:s, s:f, s:f, s:f, s:b, s:i}", "rope_type", "yarn", "factor", 32.0, "beta_fast", 32.0, "beta_slow",
+                              1.0, "truncate", 0, "original_max_position_embeddings", 4096);
+  mo_status status = assumed ? read_rope(spec, architecture, config, assumed)
+                             : MO_FAIL(MO_FAILED, "out of memory (%s): use a larger machine", config->file);
+  json_decref(assumed);
+  return status;
 }

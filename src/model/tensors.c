@@ -48,6 +48,7 @@ static void need(need_list *list, mo_role role, int64_t expert, int n_dims, cons
   n->mxfp4 = mxfp4;
   for (int i = 0; i < n_dims; i++) n->shape[i] = shape[i];
   write_name(n->name, sizeof n->name, mo_architecture_name(list->architecture, role), list->layer, expert);
+  if (mxfp4 && n_dims == 4) strncat(n->name, "_blocks", sizeof n->name - strlen(n->name) - 1);
 }
 
 static void need_vector(need_list *list, mo_role role, int64_t length) {

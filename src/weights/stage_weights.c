@@ -43,6 +43,11 @@ static mo_status slice_experts(const mo_entry *entry, const char *data, int64_t 
   for (int64_t e = 0; e < experts; e++) {
     views[e] = view(data + e * slice, t->dtype, t->shape + 1, t->n_dims - 1);
     if (t->dtype == MO_U8) views[e].cols *= 2;
+    if (t->dtype != MO_U8 && t->n_dims == 3) { /* plain fused experts are stored [E, in, out] */
+      views[e].transposed = true;
+      views[e].rows = t->shape[2];
+      views[e].cols = t->shape[1];
+    }
   }
   return MO_OK;
 }

@@ -188,13 +188,61 @@ static mo_status check_add(mo_backend *backend, void *x, const void *y, int64_t 
   return unchanged(&w, mo_backend_cpu.add(inner(backend), x, y, count), "add");
 }
 
-static mo_status check_glu(mo_backend *backend, const mo_model_spec *spec, const void *gate, const void *up, int64_t M, int64_t F,
-                           void *out) {
+static mo_status check_glu(mo_backend *backend, const void *gate, const void *up, int64_t count, void *out) {
   witness w;
-  MO_TRY(keep(&w, gate, M * F));
-  poison(out, M * F);
-  mo_status status = mo_backend_cpu.glu(inner(backend), spec, gate, up, M, F, out);
-  return written(out, M * F, unchanged(&w, status, "glu"), "glu");
+  MO_TRY(keep(&w, gate, count));
+  poison(out, count);
+  mo_status status = mo_backend_cpu.glu(inner(backend), gate, up, count, out);
+  return written(out, count, unchanged(&w, status, "glu"), "glu");
+}
+
+static mo_status check_split(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left, void *right) {
+  witness w;
+  MO_TRY(keep(&w, x, rows * (a + b)));
+  poison(left, rows * a);
+  poison(right, rows * b);
+  mo_status status = unchanged(&w, mo_backend_cpu.split(inner(backend), x, rows, a, b, left, right), "split");
+  return written(right, rows * b, written(left, rows * a, status, "split"), "split");
+}
+
+static mo_status check_sigmoid_gate(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width,
+                                    int64_t gate_width) {
+  witness w;
+  MO_TRY(keep(&w, gate, rows * gate_width));
+  return unchanged(&w, mo_backend_cpu.sigmoid_gate(inner(backend), x, gate, rows, width, gate_width), "sigmoid_gate");
+}
+
+static int64_t delta_values(const mo_model_spec *spec) { return spec->delta.v_heads * spec->delta.v_dim; }
+static int64_t delta_keys(const mo_model_spec *spec) { return spec->delta.k_heads * spec->delta.k_dim; }
+
+static mo_status check_delta_conv(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *qkvz,
+                                  const void *ba, int64_t B, int64_t S, void *mixed, float *beta, float *decay) {
+  int64_t T = B * S, gates = T * spec->delta.v_heads, channels = T * (2 * delta_keys(spec) + delta_values(spec));
+  witness w;
+  MO_TRY(keep(&w, qkvz, T * 2 * (delta_keys(spec) + delta_values(spec))));
+  poison(mixed, channels);
+  poison(beta, gates);
+  poison(decay, gates);
+  mo_status status = mo_backend_cpu.delta_conv(inner(backend), spec, weights, qkvz, ba, B, S, mixed, beta, decay);
+  status = written(mixed, channels, unchanged(&w, status, "delta_conv"), "delta_conv");
+  return written(decay, gates, written(beta, gates, status, "delta_conv"), "delta_conv");
+}
+
+static mo_status check_delta_rule(mo_backend *backend, const mo_model_spec *spec, const void *mixed, const float *beta,
+                                  const float *decay, int64_t B, int64_t S, void *out) {
+  int64_t values = B * S * delta_values(spec);
+  witness w;
+  MO_TRY(keep(&w, mixed, B * S * (2 * delta_keys(spec) + delta_values(spec))));
+  poison(out, values);
+  mo_status status = mo_backend_cpu.delta_rule(inner(backend), spec, mixed, beta, decay, B, S, out);
+  return written(out, values, unchanged(&w, status, "delta_rule"), "delta_rule");
+}
+
+static mo_status check_delta_norm(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz,
+                                  int64_t T, void *x) {
+  witness w;
+  MO_TRY(keep(&w, qkvz, T * 2 * (delta_keys(spec) + delta_values(spec))));
+  return unchanged(&w, mo_backend_cpu.delta_norm(inner(backend), spec, weight, qkvz, T, x), "delta_norm");
 }
 
 /* Each row of the routing is used once, and each expert's rows ascend. */
@@ -267,6 +315,11 @@ const mo_backend_table mo_backend_check = {
     .attention = check_attention,
     .add = check_add,
     .glu = check_glu,
+    .split = check_split,
+    .sigmoid_gate = check_sigmoid_gate,
+    .delta_conv = check_delta_conv,
+    .delta_rule = check_delta_rule,
+    .delta_norm = check_delta_norm,
     .route = check_route,
     .experts = check_experts,
     .combine = check_combine,

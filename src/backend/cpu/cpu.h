@@ -61,9 +61,13 @@ MO_CHECKED mo_status mo_cpu_rows(mo_cpu *cpu, size_t bytes, void **block);
  * y, bias at column n0 of the whole product; ldy its row length; rounds. */
 void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t m, int64_t n0, int64_t n, float *panel,
                  float *y, int64_t ldy);
+/* linear's product; round: whether y is rounded in bf16 runs. */
+MO_CHECKED mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round,
+                                    void *y);
 
-/* silu(g) * u, or the clamped form, with the roundings of the model. */
-float mo_cpu_glu_value(const mo_cpu *cpu, const mo_model_spec *spec, float g, float u);
+/* silu(g) * u, sigmoid(x), with the roundings of bf16 runs. */
+float mo_cpu_silu_times(const mo_cpu *cpu, float g, float u);
+float mo_cpu_sigmoid(const mo_cpu *cpu, float x);
 
 /* exp for x <= 0 and moderate x, relative error < 2e-7, vectorises; 0 below -87. */
 static inline float mo_expf(float x) {
@@ -93,7 +97,14 @@ mo_status cpu_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t
 mo_status cpu_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
                         const void *, int64_t, int64_t, void *);
 mo_status cpu_add(mo_backend *, void *, const void *, int64_t);
-mo_status cpu_glu(mo_backend *, const mo_model_spec *, const void *, const void *, int64_t, int64_t, void *);
+mo_status cpu_glu(mo_backend *, const void *, const void *, int64_t, void *);
+mo_status cpu_split(mo_backend *, const void *, int64_t, int64_t, int64_t, void *, void *);
+mo_status cpu_sigmoid_gate(mo_backend *, void *, const void *, int64_t, int64_t, int64_t);
+mo_status cpu_delta_conv(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const void *, int64_t,
+                         int64_t, void *, float *, float *);
+mo_status cpu_delta_rule(mo_backend *, const mo_model_spec *, const void *, const float *, const float *, int64_t, int64_t,
+                         void *);
+mo_status cpu_delta_norm(mo_backend *, const mo_model_spec *, const mo_weight *, const void *, int64_t, void *);
 mo_status cpu_route(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, int64_t, mo_routing *);
 mo_status cpu_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,
                       int64_t, int64_t, void *);

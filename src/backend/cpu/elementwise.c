@@ -85,17 +85,41 @@ mo_status cpu_add(mo_backend *backend, void *x, const void *y, int64_t count) {
   return MO_OK;
 }
 
-float mo_cpu_glu_value(const mo_cpu *cpu, const mo_model_spec *spec, float g, float u) {
-  (void)spec;
+float mo_cpu_silu_times(const mo_cpu *cpu, float g, float u) {
   return mo_round(cpu, mo_round(cpu, g / (1.0f + expf(-g))) * u);
 }
 
-mo_status cpu_glu(mo_backend *backend, const mo_model_spec *spec, const void *gate, const void *up, int64_t M, int64_t F,
-                  void *out) {
+float mo_cpu_sigmoid(const mo_cpu *cpu, float x) { return mo_round(cpu, 1.0f / (1.0f + expf(-x))); }
+
+mo_status cpu_split(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left, void *right) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t r = 0; r < rows; r++) {
+    const float *row = (const float *)x + r * (a + b);
+    memcpy((float *)left + r * a, row, (size_t)a * sizeof *row);
+    memcpy((float *)right + r * b, row + a, (size_t)b * sizeof *row);
+  }
+  return MO_OK;
+}
+
+mo_status cpu_sigmoid_gate(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width, int64_t gate_width) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+  float *values = x;
+  const float *gates = gate;
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = 0; i < width; i++) {
+      float g = gates[gate_width == 1 ? r : r * width + i];
+      values[r * width + i] = mo_round(cpu, values[r * width + i] * mo_cpu_sigmoid(cpu, g));
+    }
+  return MO_OK;
+}
+
+mo_status cpu_glu(mo_backend *backend, const void *gate, const void *up, int64_t count, void *out) {
   const mo_cpu *cpu = mo_cpu_of(backend);
   const float *g = gate, *u = up;
   float *a = out;
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
-  for (int64_t i = 0; i < M * F; i++) a[i] = mo_cpu_glu_value(cpu, spec, g[i], u[i]);
+  for (int64_t i = 0; i < count; i++) a[i] = mo_cpu_silu_times(cpu, g[i], u[i]);
   return MO_OK;
 }

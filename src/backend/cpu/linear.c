@@ -1,5 +1,6 @@
 /* Matrix products of the CPU backend: weights converted tile by tile, each tile one sgemm of OpenBLAS. */
 #include <cblas.h>
+#include <math.h>
 #include <omp.h>
 
 #include "backend/cpu/cpu.h"
@@ -20,7 +21,23 @@ static float from_f16(uint16_t h) {
   return x;
 }
 
+/* MXFP4 (OCP Microscaling Formats 1.0): 4-bit codes, low nibble first, times 2^(scale - 127) per 32 columns. first and n are
+ * multiples of 32. */
+static void convert_mxfp4(const mo_weight *w, int64_t first, int64_t n, float *out) {
+  static const float codes[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+  const uint8_t *blocks = (const uint8_t *)w->data + first / 2, *scales = (const uint8_t *)w->scales + first / 32;
+  for (int64_t i = 0; i < n; i += 2) {
+    int exponent = scales[i / 32] - 127;
+    out[i] = ldexpf(codes[blocks[i / 2] & 15], exponent);
+    out[i + 1] = ldexpf(codes[blocks[i / 2] >> 4], exponent);
+  }
+}
+
 void mo_cpu_convert_exact(const mo_weight *w, int64_t first, int64_t n, float *out) {
+  if (w->dtype == MO_U8) {
+    convert_mxfp4(w, first, n, out);
+    return;
+  }
   if (w->dtype == MO_F32) {
     memcpy(out, (const char *)w->data + first * 4, (size_t)n * 4);
     return;
@@ -51,6 +68,12 @@ void mo_cpu_convert(const mo_cpu *cpu, const mo_weight *w, int64_t first, int64_
 void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t m, int64_t n0, int64_t n, float *panel,
                  float *y, int64_t ldy) {
   const float *rows = panel;
+  if (w->transposed) { /* stored [K, N]: the panel is [K, n] */
+    for (int64_t k = 0; k < w->cols; k++) mo_cpu_convert(cpu, w, k * w->rows + n0, n, panel + k * n);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)w->cols, 1.0f, x, (int)w->cols, panel, (int)n, 0.0f,
+                y, (int)ldy);
+    return;
+  }
   if (w->dtype == MO_F32 && !cpu->bf16 && (uintptr_t)w->data % sizeof(float) == 0)
     rows = (const float *)w->data + n0 * w->cols;
   else
@@ -59,14 +82,20 @@ void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t 
               (int)w->cols, 0.0f, y, (int)ldy);
 }
 
-static void finish_tile(const mo_cpu *cpu, const float *bias, int64_t m, int64_t n, float *y, int64_t ldy) {
-  if (!bias && !cpu->bf16) return;
+static void finish_tile(bool round, const float *bias, int64_t m, int64_t n, float *y, int64_t ldy) {
+  if (!bias && !round) return;
   for (int64_t i = 0; i < m; i++)
-    for (int64_t j = 0; j < n; j++) y[i * ldy + j] = mo_round(cpu, y[i * ldy + j] + (bias ? bias[j] : 0.0f));
+    for (int64_t j = 0; j < n; j++) {
+      float sum = y[i * ldy + j] + (bias ? bias[j] : 0.0f);
+      y[i * ldy + j] = round ? mo_round_bf16(sum) : sum;
+    }
 }
 
 mo_status cpu_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y) {
-  mo_cpu *cpu = mo_cpu_of(backend);
+  return mo_cpu_product(mo_cpu_of(backend), w, bias, x, M, true, y);
+}
+
+mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round, void *y) {
   int64_t N = w->rows, K = w->cols;
   int64_t row_tiles = (M + MO_TILE_ROWS - 1) / MO_TILE_ROWS, col_tiles = (N + MO_TILE_COLS - 1) / MO_TILE_COLS;
   MO_TRY(mo_cpu_reserve(cpu, (size_t)(MO_TILE_COLS * (K + 1)) * sizeof(float)));
@@ -78,7 +107,7 @@ mo_status cpu_linear(mo_backend *backend, const mo_weight *w, const mo_weight *b
     float *out = (float *)y + m0 * N + n0;
     mo_cpu_tile(cpu, w, (const float *)x + m0 * K, m, n0, n, panel, out, N);
     if (bias && bias->data) mo_cpu_convert(cpu, bias, n0, n, b);
-    finish_tile(cpu, bias && bias->data ? b : NULL, m, n, out, N);
+    finish_tile(round && cpu->bf16, bias && bias->data ? b : NULL, m, n, out, N);
   }
   return MO_OK;
 }

@@ -26,23 +26,80 @@ static void softmax(float *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) x[i] = (float)(x[i] / sum);
 }
 
-/* Experts and weights of one token from its E logits (overwritten). taken: scratch [E]. */
-static void choose(const mo_cpu *cpu, const mo_model_spec *spec, float *scores, bool *taken, int32_t *expert, float *weight) {
-  int64_t E = spec->moe.experts, K = spec->moe.top_k;
-  softmax(scores, E);
-  memset(taken, 0, (size_t)E);
-  float sum = 0;
-  for (int64_t j = 0; j < K; j++) {
-    expert[j] = best(scores, taken, E);
+/* The K best experts by score. taken: scratch [E]. */
+static void choose_best(const mo_model_spec *spec, const float *scores, bool *taken, int32_t *expert) {
+  memset(taken, 0, (size_t)spec->moe.experts);
+  for (int64_t j = 0; j < spec->moe.top_k; j++) {
+    expert[j] = best(scores, taken, spec->moe.experts);
     taken[expert[j]] = true;
-    weight[j] = scores[expert[j]];
-    sum += weight[j];
   }
-  for (int64_t j = 0; j < K; j++) {
-    if (spec->moe.renormalise) weight[j] /= sum;
-    weight[j] *= spec->moe.routed_scale;
-    if (spec->moe.weights_bf16) weight[j] = mo_round(cpu, weight[j]);
+}
+
+/* softmax over all experts, the K largest, renormalised where the model does. */
+static void route_softmax(const mo_model_spec *spec, float *scores, bool *taken, int32_t *expert, float *weight) {
+  float sum = 0;
+  softmax(scores, spec->moe.experts);
+  choose_best(spec, scores, taken, expert);
+  for (int64_t j = 0; j < spec->moe.top_k; j++) sum += weight[j] = scores[expert[j]];
+  for (int64_t j = 0; j < spec->moe.top_k && spec->moe.renormalise; j++) weight[j] /= sum;
+}
+
+/* gpt_oss: the K largest logits, softmax over these. */
+static void route_topk(const mo_model_spec *spec, const float *scores, bool *taken, int32_t *expert, float *weight) {
+  choose_best(spec, scores, taken, expert);
+  for (int64_t j = 0; j < spec->moe.top_k; j++) weight[j] = scores[expert[j]];
+  softmax(weight, spec->moe.top_k);
+}
+
+/* Set the choice scores of experts outside the best groups to -inf; a group's score is the sum of its two largest. */
+static void keep_groups(const mo_model_spec *spec, float *choice, bool *taken) {
+  int64_t groups = spec->moe.groups, size = spec->moe.experts / groups;
+  bool *kept = taken + spec->moe.experts; /* [groups] */
+  memset(kept, 0, (size_t)groups);
+  for (int64_t round = 0; round < spec->moe.top_groups; round++) {
+    int64_t chosen = -1;
+    float highest = 0;
+    for (int64_t g = 0; g < groups; g++) {
+      if (kept[g]) continue;
+      float first = -INFINITY, second = -INFINITY;
+      for (int64_t e = g * size; e < (g + 1) * size; e++) {
+        second = choice[e] > first ? first : choice[e] > second ? choice[e] : second;
+        first = choice[e] > first ? choice[e] : first;
+      }
+      if (chosen < 0 || first + second > highest) chosen = g, highest = first + second;
+    }
+    kept[chosen] = true;
   }
+  for (int64_t e = 0; e < spec->moe.experts; e++)
+    if (!kept[e / size]) choice[e] = -INFINITY;
+}
+
+/* glm4_moe: sigmoid scores; the choice alone is corrected by a bias and limited to groups. choice: scratch [E]. */
+static void route_sigmoid(const mo_model_spec *spec, const float *correction, float *scores, float *choice, bool *taken,
+                          int32_t *expert, float *weight) {
+  float sum = 1e-20f;
+  for (int64_t e = 0; e < spec->moe.experts; e++) {
+    scores[e] = 1.0f / (1.0f + expf(-scores[e]));
+    choice[e] = scores[e] + correction[e];
+  }
+  if (spec->moe.groups > spec->moe.top_groups) keep_groups(spec, choice, taken);
+  choose_best(spec, choice, taken, expert);
+  for (int64_t j = 0; j < spec->moe.top_k; j++) sum += weight[j] = scores[expert[j]];
+  for (int64_t j = 0; j < spec->moe.top_k; j++) weight[j] = (spec->moe.renormalise ? weight[j] / sum : weight[j]) * spec->moe.routed_scale;
+}
+
+/* Experts and weights of one token from its E logits (overwritten). scratch: [E] floats, then [2E] bools. */
+static void choose(const mo_cpu *cpu, const mo_model_spec *spec, const float *correction, float *scores, void *scratch,
+                   int32_t *expert, float *weight) {
+  float *choice = scratch;
+  bool *taken = (bool *)(choice + spec->moe.experts);
+  if (spec->moe.router == MO_ROUTER_SOFTMAX_TOPK)
+    route_softmax(spec, scores, taken, expert, weight);
+  else if (spec->moe.router == MO_ROUTER_TOPK_SOFTMAX)
+    route_topk(spec, scores, taken, expert, weight);
+  else
+    route_sigmoid(spec, correction, scores, choice, taken, expert, weight);
+  for (int64_t j = 0; j < spec->moe.top_k && spec->moe.weights_bf16; j++) weight[j] = mo_round(cpu, weight[j]);
 }
 
 /* Group the rows by expert: counting sort, ascending token within an expert. */
@@ -63,13 +120,14 @@ mo_status cpu_route(mo_backend *backend, const mo_model_spec *spec, const mo_sta
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t E = spec->moe.experts, K = spec->moe.top_k;
   void *block;
-  MO_TRY(mo_cpu_rows(cpu, (size_t)(T * E) * sizeof(float), &block));
-  float *logits = block;
-  MO_TRY(cpu_linear(backend, &weights->one[MO_ROUTER], &weights->one[MO_ROUTER_BIAS], x, T, logits));
+  MO_TRY(mo_cpu_rows(cpu, (size_t)((T + 1) * E) * sizeof(float), &block));
+  float *logits = block, *correction = logits + T * E;
+  MO_TRY(mo_cpu_product(cpu, &weights->one[MO_ROUTER], &weights->one[MO_ROUTER_BIAS], x, T, !spec->moe.router_float, logits));
+  if (spec->moe.correction) mo_cpu_convert_exact(&weights->one[MO_ROUTER_CORRECTION], 0, E, correction);
   MO_TRY(mo_cpu_reserve(cpu, (size_t)E * sizeof(int64_t)));
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
   for (int64_t t = 0; t < T; t++)
-    choose(cpu, spec, logits + t * E, mo_cpu_scratch(cpu, omp_get_thread_num()), routing->expert + t * K,
+    choose(cpu, spec, correction, logits + t * E, mo_cpu_scratch(cpu, omp_get_thread_num()), routing->expert + t * K,
            routing->weight + t * K);
   group_rows(T, E, K, routing, mo_cpu_scratch(cpu, 0));
   return MO_OK;
@@ -107,6 +165,33 @@ static void list_tiles(const expert_group *group, int64_t columns, expert_tile *
   }
 }
 
+/* y [m, n] of row length ldy += bias [n0..]; rounds before and after, as the reference's two operators do. */
+static void add_bias(const mo_cpu *cpu, const mo_weight *bias, int64_t m, int64_t n0, int64_t n, float *b, float *y, int64_t ldy) {
+  mo_cpu_convert(cpu, bias, n0, n, b);
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) y[i * ldy + j] = mo_round(cpu, mo_round(cpu, y[i * ldy + j]) + b[j]);
+}
+
+/* gpt_oss: (up + 1) * gate * sigmoid(alpha gate) with clamped gate and up, every step rounded. */
+static float clamped_glu(const mo_cpu *cpu, const mo_model_spec *spec, float g, float u) {
+  float limit = spec->moe.glu_limit;
+  g = g > limit ? limit : g;
+  u = u > limit ? limit : u < -limit ? -limit : u;
+  float swish = mo_round(cpu, g * mo_cpu_sigmoid(cpu, mo_round(cpu, g * spec->moe.glu_alpha)));
+  return mo_round(cpu, mo_round(cpu, u + 1) * swish);
+}
+
+/* Fused gate and up: rows 2j and 2j+1 of the weight. panel: scratch for the weight's rows, then bias, then the product. */
+static void fused_tile(const mo_cpu *cpu, const expert_group *group, const expert_tile *tile, float *panel) {
+  int64_t H = group->spec->hidden, F = group->spec->moe.width, n = 2 * tile->n;
+  float *b = panel + 2 * MO_TILE_COLS * H, *both = b + 2 * MO_TILE_COLS;
+  mo_cpu_tile(cpu, group->weights->expert_gate_up + tile->expert, group->in + tile->m0 * H, tile->m, 2 * tile->n0, n, panel, both, n);
+  add_bias(cpu, group->weights->expert_gate_up_bias + tile->expert, tile->m, 2 * tile->n0, n, b, both, n);
+  for (int64_t i = 0; i < tile->m; i++)
+    for (int64_t j = 0; j < tile->n; j++)
+      group->gate[(tile->m0 + i) * F + tile->n0 + j] = clamped_glu(cpu, group->spec, both[i * n + 2 * j], both[i * n + 2 * j + 1]);
+}
+
 static void gate_up_tile(const mo_cpu *cpu, const expert_group *group, const expert_tile *tile, float *panel) {
   int64_t H = group->spec->hidden, F = group->spec->moe.width;
   const float *x = group->in + tile->m0 * H;
@@ -115,7 +200,7 @@ static void gate_up_tile(const mo_cpu *cpu, const expert_group *group, const exp
   mo_cpu_tile(cpu, group->weights->expert_up + tile->expert, x, tile->m, tile->n0, tile->n, panel, u, F);
   for (int64_t i = 0; i < tile->m; i++)
     for (int64_t j = 0; j < tile->n; j++)
-      g[i * F + j] = mo_cpu_glu_value(cpu, group->spec, mo_round(cpu, g[i * F + j]), mo_round(cpu, u[i * F + j]));
+      g[i * F + j] = mo_cpu_silu_times(cpu, mo_round(cpu, g[i * F + j]), mo_round(cpu, u[i * F + j]));
 }
 
 static void down_tile(const mo_cpu *cpu, const expert_group *group, const expert_tile *tile, float *panel) {
@@ -123,7 +208,9 @@ static void down_tile(const mo_cpu *cpu, const expert_group *group, const expert
   float *y = group->out + (group->r0 + tile->m0) * H + tile->n0;
   mo_cpu_tile(cpu, group->weights->expert_down + tile->expert, group->gate + tile->m0 * F, tile->m, tile->n0, tile->n, panel, y,
               H);
-  if (cpu->bf16)
+  if (group->spec->moe.expert_bias)
+    add_bias(cpu, group->weights->expert_down_bias + tile->expert, tile->m, tile->n0, tile->n, panel, y, H);
+  else if (cpu->bf16)
     for (int64_t i = 0; i < tile->m; i++)
       for (int64_t j = 0; j < tile->n; j++) y[i * H + j] = mo_round_bf16(y[i * H + j]);
 }
@@ -142,7 +229,8 @@ static mo_status run_group(mo_cpu *cpu, const expert_group *group, const float *
     for (int64_t i = 0; i < group->n; i++)
       memcpy(group->in + i * H, x + group->routing->row[group->r0 + i] * H, (size_t)H * sizeof(float));
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < up_tiles; i++) gate_up_tile(cpu, group, tiles + i, panel);
+    for (int64_t i = 0; i < up_tiles; i++)
+      (group->spec->moe.fused ? fused_tile : gate_up_tile)(cpu, group, tiles + i, panel);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < down_tiles; i++) down_tile(cpu, group, down + i, panel);
   }
@@ -155,7 +243,8 @@ mo_status cpu_experts(mo_backend *backend, const mo_model_spec *spec, const mo_s
   enum { GROUP_ROWS = 16384 }; /* bounds the scratch; one expert alone may exceed it */
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = spec->hidden, F = spec->moe.width, widest = H > F ? H : F;
-  MO_TRY(mo_cpu_reserve(cpu, (size_t)(MO_TILE_COLS * widest) * sizeof(float)));
+  size_t product = spec->moe.fused ? 2 * MO_TILE_COLS * (MO_TILE_ROWS + 1) : 0;
+  MO_TRY(mo_cpu_reserve(cpu, ((size_t)(2 * MO_TILE_COLS * widest) + product) * sizeof(float)));
   while (first < last) {
     int64_t end = first + 1, r0 = routing->start[first];
     while (end < last && routing->start[end + 1] - r0 <= GROUP_ROWS) end++;
