@@ -45,6 +45,8 @@ typedef struct {
   mo_status (*open)(mo_backend **backend, const mo_backend_options *options);
   void (*close)(mo_backend *backend);
 
+  /* Bytes that are free for this rank at present, 0 if unknown. sharers: ranks on this node that use the same memory. */
+  int64_t (*available_memory)(mo_backend *backend, int sharers);
   /* Backend memory, aligned to 256 bytes, contents undefined. */
   mo_status (*alloc)(mo_backend *backend, size_t bytes, void **memory);
   void (*free)(mo_backend *backend, void *memory);

@@ -40,7 +40,7 @@ mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker);
 MO_CHECKED mo_status mo_comm_join(mo_comm *comm, mo_status status);
 
 /* End all ranks at once with exit status 1; prints `message` (may be NULL) as the one error line. Does not return. */
-_Noreturn void mo_comm_abort(mo_comm *comm, const char *message);
+void mo_comm_abort(mo_comm *comm, const char *message) __attribute__((noreturn));
 
 /* In-place element-wise reduction over all ranks, result on every rank. Collective. */
 MO_CHECKED mo_status mo_comm_allreduce(mo_comm *comm, void *data, size_t count, mo_reduce operation);

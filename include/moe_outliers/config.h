@@ -14,8 +14,9 @@ typedef enum { MO_PARTITION_AUTO, MO_PARTITION_CONTIGUOUS, MO_PARTITION_INTERLEA
 
 typedef struct {
   struct {
-    char *name; /* hub name, "" if not given: then the folder's name is used */
-    char *path; /* folder with config.json and *.safetensors */
+    char *name;   /* hub name, "" if not given: then the folder's name is used */
+    char *path;   /* folder with config.json and *.safetensors */
+    char *config; /* config.json to plan with while the folder holds none, "" if not given */
   } model;
   struct {
     char *tokens;      /* HDF5 token file */

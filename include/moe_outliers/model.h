@@ -86,10 +86,12 @@ typedef struct {
 typedef struct {
   char architecture[32]; /* model_type, e.g. "olmoe" */
   int64_t n_layers, hidden, vocab;
-  bool tied;         /* lm_head is the embedding */
-  int stored_bytes;  /* of a number in the checkpoint, by config.json's dtype; 2 where it says nothing */
+  bool tied;        /* lm_head is the embedding */
+  int stored_bytes; /* of a number in the checkpoint, by config.json's dtype; 2 where it says nothing */
   mo_norm_spec norm;
   mo_layer_spec *layers; /* [L] */
+  int64_t
+      prediction_layers; /* next-token-prediction layers that a published checkpoint holds; the model has none of them */
 
   struct {
     int64_t heads, kv_heads, head_dim;
@@ -118,12 +120,12 @@ typedef struct {
   struct {
     int64_t experts, top_k, width; /* E, K, F of one expert; E = 0: no layer routes */
     mo_router_kind router;
-    bool renormalise;    /* chosen weights divided by their sum */
-    bool router_float;   /* bf16 runs: router logits in float32 from upcast input and weight */
-    bool softmax_bf16;   /* bf16 runs: router softmax in bf16 */
-    bool weights_bf16;   /* bf16 runs: routing weights rounded to bf16 before they meet the expert's output */
+    bool renormalise;  /* chosen weights divided by their sum */
+    bool router_float; /* bf16 runs: router logits in float32 from upcast input and weight */
+    bool softmax_bf16; /* bf16 runs: router softmax in bf16 */
+    bool weights_bf16; /* bf16 runs: routing weights rounded to bf16 before they meet the expert's output */
     bool router_bias, correction, expert_bias, fused, mxfp4;
-    float routed_scale;  /* weights times this */
+    float routed_scale; /* weights times this */
     int64_t groups, top_groups;
     mo_glu_kind glu;
     float glu_limit, glu_alpha;
@@ -155,24 +157,40 @@ void mo_model_free(mo_model_spec *spec);
 int64_t mo_model_stages(const mo_model_spec *spec); /* L + 2 */
 
 /* The tensors of a stage, in a fixed order. *needs is malloc'ed, caller frees. */
-MO_CHECKED mo_status mo_model_tensors(const mo_model_spec *spec, int64_t stage, mo_tensor_need **needs, int64_t *n_needs);
+MO_CHECKED mo_status mo_model_tensors(const mo_model_spec *spec, int64_t stage, mo_tensor_need **needs,
+                                      int64_t *n_needs);
 
 typedef struct {
   int64_t total;           /* parameters of the model, tied embeddings once */
   int64_t active;          /* without the experts that a token does not choose */
   int64_t active_no_embed; /* without the input embedding too */
-  int64_t tensors;         /* in the checkpoint, without those that the model does not use */
+  int64_t tensors;         /* that the model uses, tied embeddings once */
+  int64_t bytes;           /* of these tensors in a checkpoint that stores numbers as config.json says */
 } mo_parameter_count;
 
 MO_CHECKED mo_status mo_model_parameters(const mo_model_spec *spec, mo_parameter_count *count);
+
+/* Tensors that a published checkpoint may hold although the model does not use them. */
+typedef enum {
+  MO_EXTRA_PREDICTION, /* layers that predict further tokens */
+  MO_EXTRA_LM_HEAD,    /* a copy of the tied embedding under the name of lm_head */
+  MO_EXTRA_COUNT
+} mo_extra;
+
+typedef struct {
+  int64_t parameters, tensors, bytes; /* all 0: the model can have none of this kind */
+} mo_extra_count;
+
+MO_CHECKED mo_status mo_model_extras(const mo_model_spec *spec, mo_extra_count extras[MO_EXTRA_COUNT]);
 
 typedef struct {
   int64_t bytes; /* to read from the checkpoint */
   double flops;  /* a multiply-add counts 2 */
 } mo_stage_cost;
 
-/* Cost of a stage for n_sequences of `length` tokens, if numbers are stored with element_bytes each (MXFP4 as it is). */
-MO_CHECKED mo_status mo_model_stage_cost(const mo_model_spec *spec, int64_t stage, int element_bytes, int64_t n_sequences,
-                                         int64_t length, mo_stage_cost *cost);
+/* Cost of a stage for n_sequences of `length` tokens, if numbers are stored with element_bytes each (MXFP4 and what
+ * is always float32 as it is). */
+MO_CHECKED mo_status mo_model_stage_cost(const mo_model_spec *spec, int64_t stage, int element_bytes,
+                                         int64_t n_sequences, int64_t length, mo_stage_cost *cost);
 
 #endif

@@ -57,8 +57,8 @@ void mo_plan_free(mo_plan *plan);
 int mo_plan_rank_of(const mo_plan *plan, int64_t stage);
 int64_t mo_plan_memory(const mo_plan *plan, int rank); /* bytes: weights, activations, workspace */
 
-/* The `plan` command: reads config.json of config->model.path and prints parameters, bytes, partition and memory. n_ranks 0: 1;
- * vram_gb 0: the config's engine.device_memory_gb. */
+/* The `plan` command: reads config.json of config->model.path, or config->model.config while that folder holds none, and prints
+ * parameters, bytes, partition and memory. n_ranks 0: 1; vram_gb 0: the config's engine.device_memory_gb. */
 MO_CHECKED mo_status mo_plan_command(const mo_config *config, int n_ranks, double vram_gb, bool json, FILE *out);
 
 #endif

@@ -1,8 +1,8 @@
 /* The result file (HDF5, format version 1): written by all ranks together under `PATH.partial`, renamed to PATH when
  * complete; read back by `report`.
  *
- * Layout, see docs/results.md. Every dataset carries a `description` attribute and `units` where it has any; strings are
- * UTF-8 of variable length; classification and site are HDF5 enums; tables are compound datasets. */
+ * Layout, see docs/results.md. Every dataset carries a `description` attribute and `units` where it has any; strings
+ * are UTF-8 of variable length; classification and site are HDF5 enums; tables are compound datasets. */
 #ifndef MOE_OUTLIERS_RESULTS_H
 #define MOE_OUTLIERS_RESULTS_H
 
@@ -33,28 +33,32 @@ typedef struct {
 
 typedef struct mo_results mo_results; /* an open, unfinished result file of this rank */
 
-/* Before anything is computed: MO_INVALID if PATH exists and overwrite is false, its folder is absent or not writable, or
- * PATH is a folder. Local (rank 0 calls it, or all). Writes nothing that stays. */
+/* Before anything is computed: MO_INVALID if PATH exists and overwrite is false, its folder is absent or not writable,
+ * or PATH (or PATH.partial) is a folder or a device. Local (rank 0 calls it, or all). Writes nothing that stays. */
 MO_CHECKED mo_status mo_results_check_path(const char *path, bool overwrite);
 
-/* Create PATH.partial with root attributes (complete = 0), /tokens, and the empty /activations datasets of the layers in
- * activation_layers (sorted; written later). Collective; every rank passes the same arguments. */
+/* Create PATH.partial with root attributes (complete = 0), /tokens, and the empty /activations datasets of the layers
+ * in activation_layers (sorted; written later), with storage reserved for them: a disk too small is found here.
+ * Collective; every rank passes the same arguments. On failure *results is NULL and no file is left. */
 MO_CHECKED mo_status mo_results_create(mo_results **results, const char *path, mo_comm *comm,
                                        const mo_results_header *header, const mo_tokens *tokens,
                                        const int64_t *activation_layers, int64_t n_activation_layers);
 
 /* Store site activations of sequences first_sequence .. +n_sequences-1: values float32 [B, S, H]. Independent: only the
  * layer's owner calls it. */
-MO_CHECKED mo_status mo_results_write_activations(mo_results *results, int64_t layer, mo_site site, int64_t first_sequence,
-                                                  int64_t n_sequences, const float *values);
+MO_CHECKED mo_status mo_results_write_activations(mo_results *results, int64_t layer, mo_site site,
+                                                  int64_t first_sequence, int64_t n_sequences, const float *values);
 
-/* Write everything else: /layers/NNN/SITE by the rank that owns the layer (owner[l] = rank, [L]; rows from `accumulator`),
- * the tables of `analysis` (from rank 0), /timing (each rank its own rows). Collective; ranks that own nothing take part. */
+/* Write everything else: /layers/NNN/SITE by the rank that owns the layer (owner[l] = rank, [L]; rows from
+ * `accumulator`), the tables of `analysis` (from rank 0), /timing (each rank its own rows). Collective; ranks that own
+ * nothing take part. Once. On failure the caller gives up with mo_results_discard. */
 MO_CHECKED mo_status mo_results_write(mo_results *results, const int *owner, mo_accumulator *accumulator,
                                       const mo_analysis *analysis, const mo_timing_row *timing, int64_t n_timing);
 
-/* Set complete = 1 and `finished`, flush to disk (fsync), close, rename to the final name (fsync of the folder). Collective.
- * On failure the partial file is removed and no final file appears. Frees results in every case. */
+/* After mo_results_write: set `finished` and, last of all, complete = 1, flush to disk (fsync), rename to the final
+ * name (fsync of the folder). Collective. On failure the partial file is removed and no final file appears; with one
+ * exception: if a file appeared at PATH since mo_results_create found none, it is not replaced, and the complete result
+ * stays at PATH.partial, as the error line says. Frees results in every case. */
 MO_CHECKED mo_status mo_results_finish(mo_results *results);
 
 /* Give up after an error anywhere: remove the partial file without collective calls; NULL is allowed. Frees what can be

@@ -1,4 +1,4 @@
-/* The token file: HDF5, dataset /tokens int32 [n, length]; optional attributes tokenizer, dataset, split, created. */
+/* The token file: HDF5, dataset /tokens int32 [n, length]; its attributes (tokenizer, dataset, split, created) are not read. */
 #ifndef MOE_OUTLIERS_TOKENS_H
 #define MOE_OUTLIERS_TOKENS_H
 
@@ -9,15 +9,14 @@
 typedef struct {
   int32_t *ids; /* [N, S] */
   int64_t n_sequences, length;
-  char *tokenizer, *dataset, *split; /* "" if the file has none */
 } mo_tokens;
 
-/* Read sequences skip .. skip+n_sequences-1, the first `length` tokens of each. Everything wrong with the file (absent, not
- * HDF5, no /tokens, wrong rank or type, too few or too short sequences, ids outside 0..vocab-1) is MO_INVALID naming file,
- * place and value. Any integer type that int32 holds is accepted only if it is int32 in the file (design: int32).
+/* Read sequences skip .. skip+n_sequences-1, the first `length` tokens of each. Everything wrong with the file (absent,
+ * not HDF5, no /tokens, wrong rank or type, too few or too short sequences, ids outside 0..vocab-1) is MO_INVALID,
+ * naming file, place and value. int32 of either byte order is accepted, no other integer type.
  * Local (serial HDF5 access; every rank may call it). Caller frees with mo_tokens_free. */
-MO_CHECKED mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int64_t n_sequences, int64_t length,
-                                    int64_t vocab);
+MO_CHECKED mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int64_t n_sequences,
+                                    int64_t length, int64_t vocab);
 void mo_tokens_free(mo_tokens *tokens);
 
 #endif

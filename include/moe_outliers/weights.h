@@ -89,7 +89,8 @@ typedef struct {
 typedef struct {
   mo_stage_catalogue *stages; /* [n_stages] */
   int64_t n_stages;
-  int64_t unused_tensors; /* in the checkpoint, needed by no stage */
+  int64_t unused_tensors;   /* in the checkpoint, needed by no stage */
+  const mo_tensor **unused; /* [unused_tensors], sorted by name */
 } mo_catalogue;
 
 /* Find every needed tensor of every stage; a missing one, a shape that disagrees with config.json, or an unusable

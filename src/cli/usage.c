@@ -27,26 +27,26 @@ static const char PROGRAM[] =
     "  moe-outliers report results/demo.h5\n";
 
 static const char RUN[] =
-    "Usage: moe-outliers run CONFIG [-s section.key=value]...\n"
+    "Usage: moe-outliers run CONFIG [-v] [-s section.key=value]...\n"
     "Runs the sequences of a token file through a model and writes the outlier statistics to an HDF5 file. Started by\n"
     "mpirun or srun, the ranks share the layers; started alone, it is one rank. Progress is on stderr.\n"
     "\n"
     "Options:\n"
     "  -s, --set section.key=value   replace one value of the config; strings need no quotes; the last one counts\n"
+    "  -v, --verbose                 name the tensors of the checkpoint that the model does not use\n"
     "  -h, --help                    this text\n"
     "\n"
     "Examples:\n"
     "  moe-outliers run configs/demo.cfg\n"
     "  mpirun -np 4 moe-outliers run configs/demo.cfg -s analysis.threshold=5.0 -s output.path=results/five.h5\n"
-    "  srun -n 8 moe-outliers run configs/glm_4.5_air.cfg -s engine.precision=fp32\n"
+    "  srun -n 8 moe-outliers run configs/06_glm_45_air.cfg -s engine.precision=fp32\n"
     "\n"
     "Keys of the config (libconfig), with defaults:\n";
 
 static const char PLAN[] =
     "Usage: moe-outliers plan CONFIG [--gpus N] [--vram GB] [--json] [-s section.key=value]...\n"
-    "Prints what a run would do: parameters (total and active), bytes, partition of the layers, memory per rank. Of "
-    "the\n"
-    "model it needs config.json only.\n"
+    "Prints what a run would do: parameters (total and active), bytes, operations, partition of the layers, memory of\n"
+    "each rank. Of the model it needs config.json only: that of model.path, or model.config while there is none.\n"
     "\n"
     "Options:\n"
     "      --gpus N                  ranks, one per GPU or CPU socket (default 1)\n"
@@ -57,7 +57,7 @@ static const char PLAN[] =
     "\n"
     "Examples:\n"
     "  moe-outliers plan configs/demo.cfg --gpus 4\n"
-    "  moe-outliers plan configs/glm_4.5_air.cfg --gpus 2 --vram 80 --json\n";
+    "  moe-outliers plan configs/06_glm_45_air.cfg --gpus 2 --vram 80 --json\n";
 
 static const char REPORT[] =
     "Usage: moe-outliers report FILE.h5... [--format table|markdown|csv|json] [--features N]\n"

@@ -18,8 +18,9 @@ mo_status mo_error_set(mo_status code, const char *file, int line, const char *f
   if (record.message[0] == '\0') {
     va_list args;
     va_start(args, format);
-    vsnprintf(record.message, sizeof record.message, format, args);
+    int length = vsnprintf(record.message, sizeof record.message, format, args);
     va_end(args);
+    if (length >= (int)sizeof record.message) memcpy(record.message + sizeof record.message - 4, "...", 4);
     for (char *c = record.message; *c; c++)
       if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
     if (record.message[0] == '\0') snprintf(record.message, sizeof record.message, "error with no text");

@@ -110,6 +110,7 @@ mo_status mo_config_read(mo_config *config, const char *path, const char *const 
 void mo_config_free(mo_config *config) {
   free(config->model.name);
   free(config->model.path);
+  free(config->model.config);
   free(config->data.tokens);
   free(config->output.path);
   free(config->output.activations);

@@ -36,6 +36,7 @@ static const char *const PARTITIONS[] = {"auto", "contiguous", "interleaved", NU
 const mo_key mo_keys[] = {
     STRING(model, name, "", 0, "name on the hub; \"\": the folder's name"),
     STRING(model, path, NULL, MO_KEY_REQUIRED, "folder with config.json and *.safetensors"),
+    STRING(model, config, "", 0, "config.json to plan with while model.path holds none"),
 
     STRING(data, tokens, NULL, MO_KEY_FOR_RUN, "token file (HDF5)"),
     INT(data, sequences, 16, 1, MAX_TOKENS, "sequences to run"),

@@ -169,6 +169,7 @@ static const mo_architecture table[] = {
         .renorm = MO_RENORM_CONFIG_ON,
         .router_weights_bf16 = true,
         .shared = MO_SHARED_GATED,
+        .prediction = {.count = 1, .norms = 3, .joins = 1}, /* mtp.* */
     },
     {
         .model_type = "glm4_moe",
@@ -189,6 +190,7 @@ static const mo_architecture table[] = {
         .correction = true,
         .groups = true,
         .shared = MO_SHARED_PLAIN,
+        .prediction = {"num_nextn_predict_layers", .norms = 3, .joins = 1, .embeddings = 2}, /* layer L and up */
     },
     {
         .model_type = "gpt_oss",

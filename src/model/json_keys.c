@@ -28,15 +28,19 @@ mo_status mo_json_int_or(const mo_json *json, const char *key, int64_t low, int6
   return mo_json_has(json, key) ? mo_json_int(json, key, low, high, value) : MO_OK;
 }
 
-mo_status mo_json_number_or(const mo_json *json, const char *key, double low, double high, double otherwise, double *value) {
-  *value = otherwise;
+mo_status mo_json_number(const mo_json *json, const char *key, double low, double high, double *value) {
   const json_t *found = mo_json_find(json, key);
-  if (!found) return MO_OK;
+  if (!found) return MO_FAIL(MO_INVALID, "key \"%s\" is missing (%s): " FIX, key, json->file);
   if (!json_is_number(found)) return MO_FAIL(MO_INVALID, "key \"%s\" is not a number (%s): " FIX, key, json->file);
   *value = json_number_value(found);
   if (!(*value >= low && *value <= high))
     return MO_FAIL(MO_INVALID, "key \"%s\" is %g, expected %g to %g (%s): " FIX, key, *value, low, high, json->file);
   return MO_OK;
+}
+
+mo_status mo_json_number_or(const mo_json *json, const char *key, double low, double high, double otherwise, double *value) {
+  *value = otherwise;
+  return mo_json_has(json, key) ? mo_json_number(json, key, low, high, value) : MO_OK;
 }
 
 mo_status mo_json_bool_or(const mo_json *json, const char *key, bool otherwise, bool *value) {

@@ -23,7 +23,8 @@ bool mo_json_has(const mo_json *json, const char *key);
 MO_CHECKED mo_status mo_json_int(const mo_json *json, const char *key, int64_t low, int64_t high, int64_t *value);
 MO_CHECKED mo_status mo_json_int_or(const mo_json *json, const char *key, int64_t low, int64_t high, int64_t otherwise,
                                     int64_t *value);
-/* A finite number low..high, `otherwise` where absent. */
+/* A finite number low..high; required, or `otherwise` where absent. */
+MO_CHECKED mo_status mo_json_number(const mo_json *json, const char *key, double low, double high, double *value);
 MO_CHECKED mo_status mo_json_number_or(const mo_json *json, const char *key, double low, double high, double otherwise,
                                        double *value);
 MO_CHECKED mo_status mo_json_bool_or(const mo_json *json, const char *key, bool otherwise, bool *value);

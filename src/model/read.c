@@ -250,6 +250,13 @@ static mo_status read_delta(mo_model_spec *spec, const mo_json *json) {
   return MO_OK;
 }
 
+static mo_status read_prediction(mo_model_spec *spec, const mo_architecture *architecture, const mo_json *json) {
+  const mo_prediction_rule *rule = &architecture->prediction;
+  spec->prediction_layers = rule->count;
+  if (!rule->count_key) return MO_OK;
+  return mo_json_int_or(json, rule->count_key, 0, MOST_LAYERS, rule->count, &spec->prediction_layers);
+}
+
 /* Sizes that each make sense may together make none. */
 static mo_status check_total(const mo_model_spec *spec, const mo_json *json) {
   double H = (double)spec->hidden, L = (double)spec->n_layers;
@@ -285,6 +292,7 @@ static mo_status read_model(mo_model_spec *spec, const mo_json *json) {
   if (any_layer(spec, MO_MLP_MOE)) MO_TRY(read_experts(spec, architecture, json));
   if (any_layer(spec, MO_MLP_DENSE)) MO_TRY(mo_json_int(json, "intermediate_size", 1, MOST_WIDTH, &spec->dense.width));
   if (architecture->mlp_bias) MO_TRY(mo_json_bool_or(json, "mlp_bias", false, &spec->dense.bias));
+  MO_TRY(read_prediction(spec, architecture, json));
   return check_total(spec, json);
 }
 

@@ -47,8 +47,8 @@ static mo_status scale_linear(float *inv_freq, int64_t half, const rope_keys *ke
 /* Llama 3.1: long wavelengths divided by the factor, short ones kept, a smooth passage between. */
 static mo_status scale_llama3(float *inv_freq, int64_t half, const rope_keys *keys) {
   double low_factor, high_factor;
-  MO_TRY(mo_json_number_or(&keys->scaling, "low_freq_factor", 1e-6, 1e6, 1, &low_factor));
-  MO_TRY(mo_json_number_or(&keys->scaling, "high_freq_factor", 1e-6, 1e6, 4, &high_factor));
+  MO_TRY(mo_json_number(&keys->scaling, "low_freq_factor", 1e-6, 1e6, &low_factor));
+  MO_TRY(mo_json_number(&keys->scaling, "high_freq_factor", 1e-6, 1e6, &high_factor));
   if (!(high_factor > low_factor))
     return MO_FAIL(MO_INVALID, "rope key \"high_freq_factor\" is not above \"low_freq_factor\" (%s): check config.json",
                    keys->scaling.file);
@@ -131,7 +131,7 @@ static mo_status read_rope(mo_model_spec *spec, const mo_architecture *architect
     spec->rope.inv_freq[j] = 1.0f / (float)pow(keys.theta, exponent);
   }
   if (strcmp(keys.type, "default") == 0) return MO_OK;
-  MO_TRY(mo_json_number_or(&keys.scaling, "factor", 1e-3, 1e6, 1, &keys.factor));
+  MO_TRY(mo_json_number(&keys.scaling, "factor", 1e-3, 1e6, &keys.factor));
   if (strcmp(keys.type, "linear") == 0) return scale_linear(spec->rope.inv_freq, half, &keys);
   if (strcmp(keys.type, "llama3") == 0) return scale_llama3(spec->rope.inv_freq, half, &keys);
   if (strcmp(keys.type, "yarn") == 0) return scale_yarn(spec, &keys);

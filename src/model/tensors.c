@@ -141,8 +141,7 @@ static void need_moe(need_list *list, const mo_model_spec *spec) {
   }
 }
 
-static void need_layer(need_list *list, const mo_model_spec *spec) {
-  const mo_layer_spec *layer = spec->layers + list->layer;
+static void need_layer(need_list *list, const mo_model_spec *spec, const mo_layer_spec *layer) {
   need_vector(list, MO_INPUT_NORM, spec->hidden);
   if (layer->mixer == MO_MIXER_ATTENTION)
     need_attention(list, spec);
@@ -168,7 +167,7 @@ mo_status mo_model_tensors(const mo_model_spec *spec, int64_t stage, mo_tensor_n
   if (stage == 0)
     need_matrix(&list, MO_EMBED, spec->vocab, spec->hidden);
   else if (stage <= spec->n_layers)
-    need_layer(&list, spec);
+    need_layer(&list, spec, spec->layers + list.layer);
   else
     need_head(&list, spec);
   if (list.failed) {
@@ -180,12 +179,22 @@ mo_status mo_model_tensors(const mo_model_spec *spec, int64_t stage, mo_tensor_n
   return MO_OK;
 }
 
-/* Parameters of a tensor. MXFP4: two numbers a byte in the blocks; the scales are no parameters. */
-static int64_t parameters_of(const mo_tensor_need *need) {
+static int64_t elements_of(const mo_tensor_need *need) {
   int64_t count = 1;
   for (int i = 0; i < need->n_dims; i++) count *= need->shape[i];
-  if (!need->mxfp4) return count;
-  return need->n_dims == 4 ? 2 * count : 0;
+  return count;
+}
+
+/* Parameters of a tensor. MXFP4: two numbers a byte in the blocks; the scales are no parameters. */
+static int64_t parameters_of(const mo_tensor_need *need) {
+  if (!need->mxfp4) return elements_of(need);
+  return need->n_dims == 4 ? 2 * elements_of(need) : 0;
+}
+
+/* Bytes of a tensor in the checkpoint. The router's correction is float32 in bf16 checkpoints too. */
+static int64_t bytes_of(const mo_tensor_need *need, int element_bytes) {
+  int64_t size = need->mxfp4 ? 1 : need->role == MO_ROUTER_CORRECTION ? 4 : element_bytes;
+  return size * elements_of(need);
 }
 
 static bool is_expert(const mo_tensor_need *need) { return need->role >= MO_EXPERT_GATE; }
@@ -205,6 +214,7 @@ mo_status mo_model_parameters(const mo_model_spec *spec, mo_parameter_count *cou
       else
         count->active += parameters;
       count->tensors += !counted;
+      count->bytes += counted ? 0 : bytes_of(needs + i, spec->stored_bytes);
     }
     if (experts) count->active += experts / spec->moe.experts * spec->moe.top_k;
     free(needs);
@@ -213,17 +223,47 @@ mo_status mo_model_parameters(const mo_model_spec *spec, mo_parameter_count *cou
   return MO_OK;
 }
 
-mo_status mo_model_stage_cost(const mo_model_spec *spec, int64_t stage, int element_bytes, int64_t n_sequences, int64_t length,
-                              mo_stage_cost *cost) {
+/* One next-token-prediction layer. */
+static mo_status count_prediction(const mo_model_spec *spec, mo_extra_count *extra) {
+  const mo_architecture *architecture = mo_architecture_find(spec->architecture);
+  const mo_prediction_rule *rule = &architecture->prediction;
+  const mo_layer_spec layer = {.mixer = MO_MIXER_ATTENTION, .mlp = spec->layers[spec->n_layers - 1].mlp};
+  need_list list = {.architecture = architecture, .layer = spec->n_layers};
+  need_layer(&list, spec, &layer);
+  for (int64_t i = 0; !list.failed && i < list.n; i++) {
+    extra->parameters += parameters_of(list.needs + i);
+    extra->bytes += bytes_of(list.needs + i, spec->stored_bytes);
+  }
+  int64_t H = spec->hidden, own = rule->norms * H + rule->joins * 2 * H * H + rule->embeddings * spec->vocab * H;
+  extra->tensors = list.n + rule->norms + rule->joins + rule->embeddings;
+  extra->parameters += own;
+  extra->bytes += own * spec->stored_bytes;
+  free(list.needs);
+  return list.failed ? MO_FAILED : MO_OK;
+}
+
+mo_status mo_model_extras(const mo_model_spec *spec, mo_extra_count extras[MO_EXTRA_COUNT]) {
+  int64_t embedding = spec->vocab * spec->hidden, layers = spec->prediction_layers;
+  memset(extras, 0, MO_EXTRA_COUNT * sizeof *extras);
+  if (spec->tied) extras[MO_EXTRA_LM_HEAD] = (mo_extra_count){embedding, 1, embedding * spec->stored_bytes};
+  if (layers == 0) return MO_OK;
+  mo_extra_count *prediction = extras + MO_EXTRA_PREDICTION;
+  MO_TRY(count_prediction(spec, prediction));
+  prediction->parameters *= layers;
+  prediction->tensors *= layers;
+  prediction->bytes *= layers;
+  return MO_OK;
+}
+
+mo_status mo_model_stage_cost(const mo_model_spec *spec, int64_t stage, int element_bytes, int64_t n_sequences,
+                              int64_t length, mo_stage_cost *cost) {
   mo_tensor_need *needs;
   int64_t n;
   double T = (double)n_sequences * (double)length;
   memset(cost, 0, sizeof *cost);
   MO_TRY(mo_model_tensors(spec, stage, &needs, &n));
   for (int64_t i = 0; i < n; i++) {
-    int64_t count = 1;
-    for (int d = 0; d < needs[i].n_dims; d++) count *= needs[i].shape[d];
-    cost->bytes += needs[i].mxfp4 ? count : count * element_bytes;
+    cost->bytes += bytes_of(needs + i, element_bytes);
     if (needs[i].n_dims < 2 || needs[i].role == MO_EMBED) continue;
     double share = is_expert(needs + i) ? (double)spec->moe.top_k / (double)spec->moe.experts : 1;
     cost->flops += 2 * T * share * (double)parameters_of(needs + i);
@@ -233,7 +273,8 @@ mo_status mo_model_stage_cost(const mo_model_spec *spec, int64_t stage, int elem
   const mo_layer_spec *layer = spec->layers + stage - 1;
   double S = (double)length, W = layer->window > 0 && layer->window < length ? (double)layer->window : S;
   if (layer->mixer == MO_MIXER_ATTENTION) /* scores and values over the keys that a query sees */
-    cost->flops += 4 * (double)n_sequences * (double)(spec->attention.heads * spec->attention.head_dim) * (W * S - W * (W - 1) / 2);
+    cost->flops += 4 * (double)n_sequences * (double)(spec->attention.heads * spec->attention.head_dim) *
+                   (W * S - W * (W - 1) / 2);
   else /* reading and updating the state of every value head */
     cost->flops += 8 * T * (double)(spec->delta.v_heads * spec->delta.k_dim * spec->delta.v_dim);
   return MO_OK;

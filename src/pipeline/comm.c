@@ -164,7 +164,7 @@ mo_status mo_comm_join(mo_comm *comm, mo_status status) {
   return status != MO_OK ? status : worst != MO_OK ? MO_PEER_FAILED : MO_OK;
 }
 
-_Noreturn void mo_comm_abort(mo_comm *comm, const char *message) {
+void mo_comm_abort(mo_comm *comm, const char *message) {
   if (message) fprintf(stderr, "moe-outliers: error: %s\n", message);
   fflush(NULL);
   MPI_Abort(comm ? comm->world : MPI_COMM_WORLD, MO_FAILED);
@@ -210,7 +210,7 @@ mo_status mo_comm_broadcast(mo_comm *comm, void *data, size_t bytes, int root) {
 
 /* Rank 0's side of a gather: its own block, then the others' in rank order. */
 static mo_status collect(mo_comm *comm, const void *data, const int64_t *sizes, char *to) {
-  memcpy(to, data, (size_t)sizes[0]);
+  if (sizes[0] > 0) memcpy(to, data, (size_t)sizes[0]); /* an empty block may be NULL */
   to += sizes[0];
   for (int rank = 1; rank < comm->size; rank++)
     for (int64_t done = 0; done < sizes[rank]; done += PIECE) {

@@ -74,8 +74,9 @@ static mo_status weight_budget(const mo_plan *plan, const mo_plan_request *reque
     if (plan->arena[stage] > largest) largest = plan->arena[stage];
   *budget = request->memory_bytes ? request->memory_bytes - others : INT64_MAX;
   if (*budget >= largest) return MO_OK;
-  return MO_FAIL(MO_INVALID, "a memory budget of %.3f GB per rank is too small (engine.device_memory_gb): the smallest that works is "
-                 "%.3f GB", 1e-9 * (double)request->memory_bytes, 1e-9 * (double)(largest + others) + 0.0005);
+  /* Rounded up, so that the number works when it is given. */
+  return MO_FAIL(MO_INVALID, "a memory budget of %.6g GB per rank is too small (engine.device_memory_gb): the smallest that works is "
+                 "%.6f GB", 1e-9 * (double)request->memory_bytes, 1e-9 * (double)(largest + others + 999));
 }
 
 static bool all_fit(const mo_plan *plan, const int64_t *ends, int64_t ranks, int64_t budget) {

@@ -9,10 +9,12 @@
 #include <unistd.h>
 
 #include "pipeline/engine.h"
+#include "pipeline/model_files.h"
 
 typedef struct {
   const mo_config *config;
   mo_comm *comm;
+  bool verbose;
   double started;
   mo_model_spec spec;
   mo_checkpoint *checkpoint;
@@ -54,6 +56,7 @@ static mo_status name_model(run_state *run) {
 
 static mo_status open_input(run_state *run) {
   const mo_config *config = run->config;
+  MO_TRY(mo_model_files_check(config));
   MO_TRY(mo_backend_choose(config->engine.device, &run->table));
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
   MO_TRY(mo_model_read(&run->spec, config->model.path));
@@ -61,11 +64,11 @@ static mo_status open_input(run_state *run) {
   MO_TRY(name_model(run));
   MO_TRY(mo_checkpoint_open(&run->checkpoint, config->model.path));
   MO_TRY(mo_catalogue_build(&run->catalogue, &run->spec, run->checkpoint));
-  return mo_tokens_read(&run->tokens, config->data.tokens, config->data.skip, config->data.sequences, config->data.length,
-                        run->spec.vocab);
+  return mo_tokens_read(&run->tokens, config->data.tokens, config->data.skip, config->data.sequences,
+                        config->data.length, run->spec.vocab);
 }
 
-/* --- phase 2: the plan, the same on every rank --- */
+/* --- phase 2: the backend, and the plan, the same on every rank --- */
 
 static int count_cores(void) {
   cpu_set_t set;
@@ -83,25 +86,20 @@ static int choose_threads(const run_state *run) {
   return share < bound ? share : bound;
 }
 
-/* Bytes of memory that are free on this node, 0 if unknown. */
-static int64_t available_memory(void) {
-  long long kilobytes = 0;
-  char line[128];
-  FILE *file = fopen("/proc/meminfo", "r");
-  if (!file) return 0;
-  while (fgets(line, sizeof line, file) && sscanf(line, "MemAvailable: %lld kB", &kilobytes) != 1) {
-  }
-  fclose(file);
-  return (int64_t)kilobytes * 1024;
+static mo_status open_backend(run_state *run) {
+  mo_backend_options options = {.precision = run->config->engine.precision,
+                                .threads = choose_threads(run),
+                                .device = mo_comm_local_rank(run->comm)};
+  return run->table->open(&run->backend, &options);
 }
 
-/* Memory of a rank for everything: what the config says, else an even share of three quarters of the free memory. */
+/* Memory of a rank for everything: what the config says, else three quarters of what is free, the same on all ranks. */
 static mo_status choose_memory(run_state *run, int64_t *bytes) {
   if (run->config->engine.device_memory_gb > 0) {
     *bytes = (int64_t)(run->config->engine.device_memory_gb * 1e9);
     return MO_OK;
   }
-  *bytes = available_memory() / 4 * 3 / mo_comm_local_size(run->comm);
+  *bytes = run->table->available_memory(run->backend, mo_comm_local_size(run->comm)) / 4 * 3;
   return mo_comm_allreduce(run->comm, bytes, 1, MO_MIN_I64);
 }
 
@@ -120,7 +118,7 @@ static mo_status make_plan(run_state *run) {
       .micro_batch = config->engine.micro_batch,
       .perplexity = config->analysis.perplexity,
       .n_ranks = mo_comm_size(run->comm),
-      .activation_bytes = 4,
+      .activation_bytes = run->backend->activation_bytes,
       .partition = config->engine.partition,
       .stage_bytes = stage_bytes,
       .element_bytes = run->spec.stored_bytes,
@@ -133,10 +131,9 @@ static mo_status make_plan(run_state *run) {
   return status;
 }
 
-/* --- phase 3: backend, accumulator, the partial result file --- */
+/* --- phase 3: accumulator, the partial result file --- */
 
-static mo_status open_backend(run_state *run) {
-  mo_backend_options options = {.precision = run->config->engine.precision, .threads = choose_threads(run)};
+static mo_status open_accumulator(run_state *run) {
   mo_analysis_shape shape = {
       .n_layers = run->spec.n_layers,
       .n_sequences = run->tokens.n_sequences,
@@ -146,7 +143,6 @@ static mo_status open_backend(run_state *run) {
       .criteria = {run->config->analysis.threshold, run->config->analysis.min_layer_fraction,
                    run->config->analysis.min_position_fraction, run->config->analysis.systematic_fraction},
   };
-  MO_TRY(run->table->open(&run->backend, &options));
   MO_TRY(mo_accumulator_new(&run->accumulator, &shape));
   run->timing = mo_alloc((size_t)run->plan.n_stages, sizeof *run->timing);
   return run->timing ? MO_OK : MO_FAILED;
@@ -195,7 +191,9 @@ static mo_status compute(run_state *run) {
       .accumulator = run->accumulator,
       .results = run->results,
       .timing = run->timing,
-      .readers = run->config->engine.readers > 0 ? (int)run->config->engine.readers : cores < 4 ? cores : 4,
+      .readers = run->config->engine.readers > 0 ? (int)run->config->engine.readers
+                 : cores < 4                     ? cores
+                                                 : 4,
   };
   return mo_engine_run(&job, &run->n_timing);
 }
@@ -224,18 +222,41 @@ static void announce(const run_state *run) {
 }
 
 static void note_surplus(const run_state *run) {
-  if (mo_comm_rank(run->comm) == 0 && run->plan.n_ranks > run->plan.n_stages)
+  if (run->plan.n_ranks > run->plan.n_stages)
     fprintf(stderr, "moe-outliers: note: %lld of %d ranks have nothing to compute: the model has %lld stages\n",
-            (long long)run->plan.n_ranks - (long long)run->plan.n_stages, run->plan.n_ranks, (long long)run->plan.n_stages);
+            (long long)run->plan.n_ranks - (long long)run->plan.n_stages, run->plan.n_ranks,
+            (long long)run->plan.n_stages);
+}
+
+/* What the checkpoint holds beside the model: a wrong config.json would show here. */
+static void note_unused(const run_state *run) {
+  const mo_catalogue *catalogue = &run->catalogue;
+  int64_t unnamed = mo_checkpoint_ignored(run->checkpoint);
+  if (unnamed)
+    fprintf(stderr, "moe-outliers: note: %lld tensor%s of the shards ignored: the index does not name %s\n",
+            (long long)unnamed, unnamed == 1 ? "" : "s", unnamed == 1 ? "it" : "them");
+  if (!catalogue->unused_tensors) return;
+  fprintf(stderr, "moe-outliers: note: %lld tensor%s of the checkpoint not used by the model%s\n",
+          (long long)catalogue->unused_tensors, catalogue->unused_tensors == 1 ? "" : "s",
+          run->verbose ? ":" : " (--verbose names them)");
+  for (int64_t i = 0; run->verbose && i < catalogue->unused_tensors; i++) {
+    const mo_tensor *t = catalogue->unused[i];
+    fprintf(stderr, "moe-outliers: not used: %s, %s, %lld bytes (%s)\n", t->name, t->dtype_name, (long long)t->bytes,
+            mo_checkpoint_file(run->checkpoint, t->file));
+  }
 }
 
 static mo_status run_phases(run_state *run) {
   mo_comm *comm = run->comm;
   MO_TRY(mo_comm_join(comm, open_input(run)));
-  MO_TRY(mo_comm_join(comm, make_plan(run)));
   MO_TRY(mo_comm_join(comm, open_backend(run)));
+  MO_TRY(mo_comm_join(comm, make_plan(run)));
+  MO_TRY(mo_comm_join(comm, open_accumulator(run)));
   MO_TRY(mo_comm_join(comm, create_results(run)));
-  note_surplus(run);
+  if (mo_comm_rank(comm) == 0) {
+    note_surplus(run);
+    note_unused(run);
+  }
   MO_TRY(mo_comm_join(comm, compute(run)));
   MO_TRY(mo_comm_join(comm, mo_analysis_reduce(&run->analysis, run->accumulator, comm)));
   MO_TRY(mo_comm_join(comm, write_tables(run)));
@@ -246,8 +267,8 @@ static mo_status run_phases(run_state *run) {
   return MO_OK;
 }
 
-mo_status mo_run(const mo_config *config, mo_comm *comm) {
-  run_state run = {.config = config, .comm = comm, .started = mo_seconds()};
+mo_status mo_run(const mo_config *config, mo_comm *comm, bool verbose) {
+  run_state run = {.config = config, .comm = comm, .verbose = verbose, .started = mo_seconds()};
   mo_status status = run_phases(&run);
   mo_results_discard(run.results);
   mo_analysis_free(&run.analysis);

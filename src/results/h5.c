@@ -204,8 +204,12 @@ static int write_box(mo_box *box, size_t element, const char *data) {
 
 mo_status mo_h5_write(const mo_h5_file *file, const char *name, hid_t type, int rank, const hsize_t *start,
                       const hsize_t *count, const void *data) {
-  mo_box box = {.type = type, .rank = rank, .dataset = H5I_INVALID_HID, .space = H5I_INVALID_HID,
-                .memory = H5I_INVALID_HID, .transfer = H5I_INVALID_HID};
+  mo_box box = {.type = type,
+                .rank = rank,
+                .dataset = H5I_INVALID_HID,
+                .space = H5I_INVALID_HID,
+                .memory = H5I_INVALID_HID,
+                .transfer = H5I_INVALID_HID};
   mo_status status = MO_OK;
   size_t element = H5Tget_size(type);
   if (rank > MAX_RANK) return MO_FAIL(MO_FAILED, "dataset %s has rank %d (%s): report this", name, rank, file->path);

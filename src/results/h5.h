@@ -1,5 +1,5 @@
-/* Checked HDF5 calls shared by the writer, the reader and the token file. Every function returns a mo_status whose error
- * line names the file and carries HDF5's own innermost text. HDF5 is used from one thread only. */
+/* Checked HDF5 calls shared by the writer, the reader and the token file. Every function returns a mo_status whose
+ * error line names the file and carries HDF5's own innermost text. HDF5 is used from one thread only. */
 #ifndef MOE_OUTLIERS_RESULTS_H5_H
 #define MOE_OUTLIERS_RESULTS_H5_H
 
@@ -32,8 +32,8 @@ MO_CHECKED mo_status mo_h5_close(const mo_h5_file *file, mo_status status, hid_t
 MO_CHECKED mo_status mo_h5_open(mo_h5_file *file, unsigned flags);
 MO_CHECKED mo_status mo_h5_create(mo_h5_file *file);
 
-/* End serial writing: flush and close. Returns `status`, or the failure if that is MO_OK. After any failure the file is left
- * open for ever: closing it would write, fail and, in HDF5 1.10, may crash. */
+/* End serial writing: flush and close. Returns `status`, or the failure if that is MO_OK. After any failure the file is
+ * left open for ever: closing it would write and fail again, and HDF5 1.10 may crash then. */
 MO_CHECKED mo_status mo_h5_finish(mo_h5_file *file, mo_status status);
 
 /* UTF-8 string of variable length; the caller closes it. */

@@ -39,8 +39,8 @@ static mo_status check_writable(const char *folder) {
     status = MO_FAIL(MO_INVALID, "cannot write to the output folder (%s: %s): choose another output.path", folder,
                      strerror(errno));
   if (descriptor >= 0 && (close(descriptor) != 0 || unlink(probe) != 0))
-    status = MO_FAIL(MO_INVALID, "cannot remove the test file (%s: %s): choose another output.path", probe,
-                     strerror(errno));
+    status =
+        MO_FAIL(MO_INVALID, "cannot remove the test file (%s: %s): choose another output.path", probe, strerror(errno));
   free(probe);
   return status;
 }
@@ -129,7 +129,7 @@ mo_status mo_file_reserve(const char *path) {
   struct stat information = {0};
   int descriptor = open(path, O_WRONLY | O_CLOEXEC);
   int error = descriptor < 0 || fstat(descriptor, &information) != 0 ? errno : 0;
-  /* Not posix_fallocate: where the file system cannot reserve, that writes into every block, racing with other nodes. */
+  /* Not posix_fallocate: where the file system cannot reserve, that writes to each block and races with other nodes. */
   while (!error && fallocate(descriptor, 0, 0, information.st_size) != 0) {
     if (errno == EINTR) continue;
     error = errno;
@@ -139,8 +139,9 @@ mo_status mo_file_reserve(const char *path) {
   }
   if (descriptor >= 0) close(descriptor);
   if (!error) return MO_OK;
-  return MO_FAIL(MO_FAILED, "no room for the result file (%s, %lld bytes: %s): free space or choose another output.path",
-                 path, (long long)information.st_size, strerror(error));
+  return MO_FAIL(MO_FAILED,
+                 "no room for the result file (%s, %lld bytes: %s): free space or choose another output.path", path,
+                 (long long)information.st_size, strerror(error));
 }
 
 static mo_status sync_folder(const char *path) {

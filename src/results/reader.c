@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,9 +87,9 @@ static mo_status read_features(mo_results_file *read, const mo_h5_file *file) {
   return mo_h5_close(file, read_feature_rows(read, file, dataset), dataset);
 }
 
-static mo_status read_scalar(const mo_h5_file *file, hid_t group, const char *name, hid_t memory_type, void *value) {
+static mo_status read_scalar(const mo_h5_file *file, const char *name, hid_t memory_type, void *value) {
   int64_t n;
-  hid_t dataset = H5Dopen2(group, name, H5P_DEFAULT);
+  hid_t dataset = H5Dopen2(file->id, name, H5P_DEFAULT);
   if (dataset < 0) return mo_h5_fail(file, "open dataset", name);
   mo_status status = count_elements(file, dataset, name, 0, &n);
   if (status == MO_OK && (n != 1 || H5Dread(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, value) < 0))
@@ -97,25 +98,22 @@ static mo_status read_scalar(const mo_h5_file *file, hid_t group, const char *na
 }
 
 static mo_status read_summary(mo_results_file *read, const mo_h5_file *file) {
-  hid_t group = H5Gopen2(file->id, "/summary", H5P_DEFAULT);
-  if (group < 0) return mo_h5_fail(file, "open group", "/summary");
-  mo_status status = MO_OK;
-  for (int c = 0; c < mo_table_summary.n_columns && status == MO_OK; c++) {
+  char name[96];
+  for (int c = 0; c < mo_table_summary.n_columns; c++) {
     const mo_column *column = &mo_table_summary.columns[c];
     hid_t type;
-    MO_TRY_TO(done, mo_column_type(file, column, true, &type));
-    status = read_scalar(file, group, column->name, type, (char *)&read->summary + column->offset);
-    status = mo_h5_close(file, status, type);
+    snprintf(name, sizeof name, "/summary/%s", column->name);
+    MO_TRY(mo_column_type(file, column, true, &type));
+    MO_TRY(mo_h5_close(file, read_scalar(file, name, type, (char *)&read->summary + column->offset), type));
   }
-done:
-  return mo_h5_close(file, status, group);
+  return MO_OK;
 }
 
 static mo_status read_perplexity(mo_results_file *read, const mo_h5_file *file) {
   htri_t exists = H5Lexists(file->id, "perplexity", H5P_DEFAULT);
   if (exists < 0) return mo_h5_fail(file, "read", "/perplexity");
   read->perplexity = NAN;
-  return exists ? read_scalar(file, file->id, "/perplexity/perplexity", H5T_NATIVE_DOUBLE, &read->perplexity) : MO_OK;
+  return exists ? read_scalar(file, "/perplexity/perplexity", H5T_NATIVE_DOUBLE, &read->perplexity) : MO_OK;
 }
 
 mo_status mo_results_read(mo_results_file *read, const char *path) {

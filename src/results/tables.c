@@ -7,8 +7,10 @@
 #include "moe_outliers/analysis.h"
 #include "moe_outliers/results.h"
 
-#define COLUMN(row, kind, name, units, meaning) {#name, MO_COLUMN_##kind, offsetof(row, name), units, meaning}
-#define TABLE(row, list, text) {text, sizeof(row), list, (int)(sizeof(list) / sizeof(list)[0])}
+#define COLUMN(row, kind, name, units, meaning) \
+  { #name, MO_COLUMN_##kind, offsetof(row, name), units, meaning }
+#define TABLE(row, list, text) \
+  { text, sizeof(row), list, (int)(sizeof(list) / sizeof(list)[0]) }
 
 #define COL(...) COLUMN(mo_site_row, __VA_ARGS__)
 static const mo_column site_rows[] = {
@@ -64,13 +66,14 @@ static const mo_column features[] = {
     COL(F64, share, NULL, "fraction 0..1 of all outlier values of the model"),
     COL(I32, sequences_qualified, NULL, "sequences in whose own analysis the feature qualifies, of N"),
     COL(CLASSIFICATION, classification, NULL,
-        "SYSTEMATIC: qualifies and hits at least systematic_fraction of the layers; PROBABILISTIC: qualifies; NONE: not"),
+        "SYSTEMATIC: qualifies and hits at least systematic_fraction of the layers; PROBABILISTIC: qualifies; NONE: "
+        "not"),
 };
 #undef COL
-const mo_table mo_table_features = TABLE(
-    mo_feature, features,
-    "Pooled analysis over all sequences: a row per feature (hidden dimension) with at least one outlier value, "
-    "qualified or not, sorted by max_magnitude falling, then feature");
+const mo_table mo_table_features =
+    TABLE(mo_feature, features,
+          "Pooled analysis over all sequences: a row per feature (hidden dimension) with at least one outlier value, "
+          "qualified or not, sorted by max_magnitude falling, then feature");
 
 #define COL(...) COLUMN(mo_site_summary, __VA_ARGS__)
 static const mo_column sites[] = {
@@ -97,9 +100,9 @@ static const mo_column timing[] = {
     COL(F64, wait, "seconds", "time waiting for weights or activations"),
 };
 #undef COL
-const mo_table mo_table_timing =
-    TABLE(mo_timing_row, timing,
-          "Time spent: a row per rank and layer that it owns, sorted by rank; the one dataset that differs from run to run");
+const mo_table mo_table_timing = TABLE(
+    mo_timing_row, timing,
+    "Time spent: a row per rank and layer that it owns, sorted by rank; the one dataset that differs from run to run");
 
 #define COL(...) COLUMN(mo_summary, __VA_ARGS__)
 static const mo_column summary[] = {
@@ -139,12 +142,22 @@ static hid_t enum_type(mo_column_kind kind, bool in_memory) {
 
 mo_status mo_column_type(const mo_h5_file *file, const mo_column *column, bool in_memory, hid_t *type) {
   switch (column->kind) {
-    case MO_COLUMN_I32: *type = H5Tcopy(in_memory ? H5T_NATIVE_INT32 : H5T_STD_I32LE); break;
-    case MO_COLUMN_I64: *type = H5Tcopy(in_memory ? H5T_NATIVE_INT64 : H5T_STD_I64LE); break;
-    case MO_COLUMN_F32: *type = H5Tcopy(in_memory ? H5T_NATIVE_FLOAT : H5T_IEEE_F32LE); break;
-    case MO_COLUMN_F64: *type = H5Tcopy(in_memory ? H5T_NATIVE_DOUBLE : H5T_IEEE_F64LE); break;
+    case MO_COLUMN_I32:
+      *type = H5Tcopy(in_memory ? H5T_NATIVE_INT32 : H5T_STD_I32LE);
+      break;
+    case MO_COLUMN_I64:
+      *type = H5Tcopy(in_memory ? H5T_NATIVE_INT64 : H5T_STD_I64LE);
+      break;
+    case MO_COLUMN_F32:
+      *type = H5Tcopy(in_memory ? H5T_NATIVE_FLOAT : H5T_IEEE_F32LE);
+      break;
+    case MO_COLUMN_F64:
+      *type = H5Tcopy(in_memory ? H5T_NATIVE_DOUBLE : H5T_IEEE_F64LE);
+      break;
     case MO_COLUMN_SITE:
-    case MO_COLUMN_CLASSIFICATION: *type = enum_type(column->kind, in_memory); break;
+    case MO_COLUMN_CLASSIFICATION:
+      *type = enum_type(column->kind, in_memory);
+      break;
   }
   return *type >= 0 ? MO_OK : mo_h5_fail(file, "create the type of column", column->name);
 }

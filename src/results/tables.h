@@ -40,7 +40,7 @@ extern const mo_table mo_table_sites;             /* mo_site_summary */
 extern const mo_table mo_table_timing;            /* mo_timing_row */
 extern const mo_table mo_table_summary;           /* mo_summary: each column a scalar dataset of its own */
 
-/* HDF5 type of one column: in_memory as in the row struct, else as in the file (little endian). The caller closes it. */
+/* HDF5 type of one column: in_memory as in the row struct, else as in the file (little endian). Caller closes it. */
 MO_CHECKED mo_status mo_column_type(const mo_h5_file *file, const mo_column *column, bool in_memory, hid_t *type);
 
 /* Compound type of a row: in_memory as the row struct, else packed, little endian. The caller closes it. */

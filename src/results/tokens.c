@@ -34,10 +34,11 @@ static mo_status select_box(const mo_h5_file *file, hid_t space, int64_t skip, i
                    "for fewer or make a larger file",
                    file->path, (unsigned long long)dims[0], (long long)skip, (long long)n);
   if (dims[1] < count[1])
-    return MO_FAIL(MO_INVALID,
-                   "sequences too short (%s: /tokens has %llu tokens each, data.length is %lld): ask for fewer or make a "
-                   "file with longer ones",
-                   file->path, (unsigned long long)dims[1], (long long)length);
+    return MO_FAIL(
+        MO_INVALID,
+        "sequences too short (%s: /tokens has %llu tokens each, data.length is %lld): ask for fewer or make a "
+        "file with longer ones",
+        file->path, (unsigned long long)dims[1], (long long)length);
   if (H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) < 0)
     return mo_h5_fail(file, "read", "/tokens");
   return MO_OK;
@@ -83,9 +84,7 @@ static mo_status read_dataset(mo_tokens *tokens, const mo_h5_file *file, int64_t
   hid_t dataset = H5Dopen2(file->id, "tokens", H5P_DEFAULT);
   if (dataset < 0) return mo_h5_fail(file, "open dataset", "/tokens");
   mo_status status = check_type(file, dataset);
-  if (status == MO_OK) status = mo_h5_get_text(file, dataset, "tokenizer", "", &tokens->tokenizer);
-  if (status == MO_OK) status = mo_h5_get_text(file, dataset, "dataset", "", &tokens->dataset);
-  if (status == MO_OK) status = mo_h5_get_text(file, dataset, "split", "", &tokens->split);
+  /* Its attributes are notes for people. HDF5 hangs or crashes on damaged strings of variable length: let them be. */
   if (status == MO_OK) status = read_ids(tokens, file, dataset, skip);
   return mo_h5_close(file, status, dataset);
 }
@@ -94,7 +93,8 @@ mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int6
                          int64_t vocab) {
   *tokens = (mo_tokens){.n_sequences = n_sequences, .length = length};
   if (skip < 0 || n_sequences < 1 || length < 1 || length > INT64_MAX / 4 / n_sequences || vocab < 1)
-    return MO_FAIL(MO_INVALID, "bad size (data.skip %lld, data.sequences %lld, data.length %lld): give positive numbers",
+    return MO_FAIL(MO_INVALID,
+                   "bad size (data.skip %lld, data.sequences %lld, data.length %lld): give positive numbers",
                    (long long)skip, (long long)n_sequences, (long long)length);
   mo_h5_file file = {.path = path, .code = MO_INVALID, .remedy = REMEDY};
   MO_TRY(mo_h5_setup());
@@ -108,8 +108,5 @@ mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int6
 
 void mo_tokens_free(mo_tokens *tokens) {
   free(tokens->ids);
-  free(tokens->tokenizer);
-  free(tokens->dataset);
-  free(tokens->split);
   *tokens = (mo_tokens){0};
 }

@@ -84,7 +84,8 @@ static mo_status create_arrays(const mo_results *results, const mo_analysis *ana
       {"description", "Negative log-likelihood of token s + 1 given tokens 0..s, [sequence, s]"}, {"units", "nats"}};
   static const mo_h5_text perplexity = {"description", "exp(mean of nll); NaN if sequences have one token only"};
   static const mo_h5_text experts[] = {
-      {"description", "Tokens sent to each expert, [layer, expert]; 0 in layers that do not route"}, {"units", "tokens"}};
+      {"description", "Tokens sent to each expert, [layer, expert]; 0 in layers that do not route"},
+      {"units", "tokens"}};
   const mo_h5_file *file = &results->file;
   if (analysis->nll) {
     const hsize_t dims[] = {(hsize_t)results->n_sequences, (hsize_t)(results->length - 1)};

@@ -66,28 +66,24 @@ static void free_results(mo_results *results) {
 void mo_results_discard(mo_results *results) {
   if (!results) return;
   if (results->partial) (void)unlink(results->partial);
-  /* If HDF5 has the file open, it is leaked on purpose: closing it is collective, and other ranks may be gone. The process
-   * is about to end; see start_hdf5 in h5.c for why that is safe. */
+  /* If HDF5 has the file open, it is leaked on purpose: closing it is collective, and other ranks may be gone. The
+   * process is about to end; see start_hdf5 in h5.c for why that is safe. */
   free_results(results);
 }
 
 static mo_status put_root(const mo_h5_file *file, hid_t root, const mo_results_header *header) {
   char started[TIME_BYTES];
   now_utc(started);
-  const mo_h5_text texts[] = {{"format", "moe-outliers"},
-                              {"program_version", MO_VERSION},
-                              {"model_name", header->model_name},
-                              {"architecture", header->architecture},
-                              {"precision", header->precision},
-                              {"device", header->device},
-                              {"config", header->config},
-                              {"started", started}};
+  const mo_h5_text texts[] = {{"format", "moe-outliers"},         {"program_version", MO_VERSION},
+                              {"model_name", header->model_name}, {"architecture", header->architecture},
+                              {"precision", header->precision},   {"device", header->device},
+                              {"config", header->config},         {"started", started}};
   const struct {
     const char *name;
     int64_t value;
-  } numbers[] = {{"n_layers", header->n_layers},       {"hidden_size", header->hidden_size},
-                 {"n_experts", header->n_experts},     {"n_sequences", header->n_sequences},
-                 {"n_ranks", header->n_ranks},         {"sequence_length", header->sequence_length}};
+  } numbers[] = {{"n_layers", header->n_layers},   {"hidden_size", header->hidden_size},
+                 {"n_experts", header->n_experts}, {"n_sequences", header->n_sequences},
+                 {"n_ranks", header->n_ranks},     {"sequence_length", header->sequence_length}};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
     MO_TRY(mo_h5_put_text(file, root, texts[i].name, texts[i].value));
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
@@ -103,7 +99,8 @@ static void activation_path(char *name, size_t bytes, int64_t layer, mo_site sit
 
 static mo_status create_activations(const mo_results *results, const int64_t *layers, int64_t n_layers) {
   static const mo_h5_text texts[] = {
-      {"description", "Values at site ln_attn (output of input_layernorm) of this layer, [sequence, position, feature]"},
+      {"description",
+       "Values at site ln_attn (output of input_layernorm) of this layer, [sequence, position, feature]"},
       {"description",
        "Values at site ln_mlp (output of post_attention_layernorm) of this layer, [sequence, position, feature]"}};
   const hsize_t dims[] = {(hsize_t)results->n_sequences, (hsize_t)results->length, (hsize_t)results->hidden_size};
@@ -198,8 +195,8 @@ static mo_status seal(const mo_results *results) {
   MO_TRY(mo_h5_open(&file, H5F_ACC_RDWR));
   mo_status status = mo_h5_put_text(&file, file.id, "finished", finished);
   if (status == MO_OK && H5Fflush(file.id, H5F_SCOPE_GLOBAL) < 0) status = mo_h5_fail(&file, "write", "file");
-  if (status == MO_OK && ((attribute = H5Aopen(file.id, "complete", H5P_DEFAULT)) < 0 ||
-                          H5Awrite(attribute, H5T_NATIVE_INT32, &one) < 0))
+  if (status == MO_OK &&
+      ((attribute = H5Aopen(file.id, "complete", H5P_DEFAULT)) < 0 || H5Awrite(attribute, H5T_NATIVE_INT32, &one) < 0))
     status = mo_h5_fail(&file, "write attribute", "complete");
   status = mo_h5_close(&file, status, attribute);
   return mo_h5_finish(&file, status);

@@ -1,9 +1,9 @@
 /* What the files of the result writer share; no other room includes it.
  *
  * The file is written in steps that keep failures where they can be told apart and reported (a full disk above all):
- * 1. Rank 0 alone creates all objects of a step with POSIX calls and closes the file, so that no metadata is left to write.
- *    Were they created in parallel, HDF5 would write metadata from several ranks inside H5Fflush and H5Fclose, and a rank
- *    that fails there leaves the others waiting in a barrier inside HDF5 for ever.
+ * 1. Rank 0 alone creates all objects of a step with POSIX calls and closes the file, so that no metadata is left to
+ *    write. Were they created in parallel, HDF5 would write metadata from several ranks inside H5Fflush and H5Fclose,
+ *    and a rank that fails there leaves the others waiting in a barrier inside HDF5 for ever.
  * 2. Rank 0 reserves the storage of the whole file.
  * 3. All ranks open the file together (MPI driver), each writes its own data independently, and they close it together.
  *    Open MPI's OMPIO returns success from a write that met a full disk, with a short count; ROMIO returns an error.
@@ -23,8 +23,8 @@ struct mo_results {
 };
 
 /* End of a phase: MO_OK on all ranks or on none. Returns `status` if that is a failure, else MO_PEER_FAILED if another
- * rank failed. Collective. Every collective HDF5 or MPI-IO call comes right after one: then all ranks are known to be on
- * their way to it, and a rank that failed before cannot leave the others waiting inside. */
+ * rank failed. Collective. Every collective HDF5 or MPI-IO call comes right after one: then all ranks are known to be
+ * on their way to it, and a rank that failed before cannot leave the others waiting inside. */
 MO_CHECKED mo_status mo_results_agree(mo_results *results, mo_status status);
 
 /* All ranks open and close the file. Collective. */

@@ -78,6 +78,16 @@ static mo_status find_entries(mo_stage_catalogue *stage, const mo_tensor_need *n
   return place_entries(stage);
 }
 
+static mo_status list_unused(mo_catalogue *catalogue, const mo_checkpoint *checkpoint, const bool *used) {
+  int64_t n = mo_checkpoint_tensor_count(checkpoint);
+  for (int64_t i = 0; i < n; i++) catalogue->unused_tensors += !used[i];
+  catalogue->unused = mo_alloc((size_t)catalogue->unused_tensors, sizeof *catalogue->unused);
+  if (!catalogue->unused) return MO_FAILED;
+  for (int64_t i = 0, k = 0; i < n; i++)
+    if (!used[i]) catalogue->unused[k++] = mo_checkpoint_tensor(checkpoint, i);
+  return MO_OK;
+}
+
 mo_status mo_catalogue_build(mo_catalogue *catalogue, const mo_model_spec *spec, const mo_checkpoint *checkpoint) {
   *catalogue = (mo_catalogue){0};
   int64_t n_tensors = mo_checkpoint_tensor_count(checkpoint), n_stages = mo_model_stages(spec);
@@ -92,7 +102,7 @@ mo_status mo_catalogue_build(mo_catalogue *catalogue, const mo_model_spec *spec,
     if (status == MO_OK) status = find_entries(&catalogue->stages[s], needs, n, checkpoint, used);
     free(needs);
   }
-  for (int64_t i = 0; status == MO_OK && i < n_tensors; i++) catalogue->unused_tensors += !used[i];
+  if (status == MO_OK) status = list_unused(catalogue, checkpoint, used);
   free(used);
   if (status != MO_OK) mo_catalogue_free(catalogue);
   return status;
@@ -101,5 +111,6 @@ mo_status mo_catalogue_build(mo_catalogue *catalogue, const mo_model_spec *spec,
 void mo_catalogue_free(mo_catalogue *catalogue) {
   for (int64_t s = 0; s < catalogue->n_stages; s++) free(catalogue->stages[s].entries);
   free(catalogue->stages);
+  free(catalogue->unused);
   *catalogue = (mo_catalogue){0};
 }

@@ -1,5 +1,5 @@
-/* What the result-file tests share: a small finished analysis with known numbers, and serial reading of what was written.
- * Included by one test program at a time. Programs run in a folder of their own. */
+/* What the result-file tests share: a small finished analysis with known numbers, and serial reading of what was
+ * written. Included by one test program at a time. Programs run in a folder of their own. */
 #ifndef TEST_RESULTS_FIXTURE_H
 #define TEST_RESULTS_FIXTURE_H
 
@@ -43,7 +43,7 @@ typedef struct {
   int64_t n_timing;
 } fixture;
 
-/* Outlier values of (sequence, feature) at a site: some sites and pairs have none; odd layers' ln_mlp has none at all. */
+/* Outlier values of (sequence, feature) at a site: some sites and pairs have none, odd layers' ln_mlp none at all. */
 static UNUSED int outliers_at(int64_t site, int64_t n, int64_t h) {
   return site % 4 == 3 ? 0 : (int)((site + 2 * n + 3 * h) % 3);
 }
@@ -73,9 +73,18 @@ static UNUSED void add_site(mo_accumulator *accumulator, int64_t site) {
         max_abs[n] = a > max_abs[n] ? a : max_abs[n];
         outliers[n_outliers++] = (mo_outlier){h, x};
       }
-  mo_site_statistics statistics = {.n_sequences = N, .rows = N * S, .count = count, .positive = positive, .min = min,
-                                   .max = max, .sum_abs = sum_abs, .sum = sum, .sum_squares = squares,
-                                   .max_abs = max_abs, .outliers = outliers, .n_outliers = n_outliers};
+  mo_site_statistics statistics = {.n_sequences = N,
+                                   .rows = N * S,
+                                   .count = count,
+                                   .positive = positive,
+                                   .min = min,
+                                   .max = max,
+                                   .sum_abs = sum_abs,
+                                   .sum = sum,
+                                   .sum_squares = squares,
+                                   .max_abs = max_abs,
+                                   .outliers = outliers,
+                                   .n_outliers = n_outliers};
   assert_ok(mo_accumulator_add(accumulator, site / 2, (mo_site)(site % 2), 0, &statistics));
 }
 
@@ -90,8 +99,9 @@ static UNUSED void make_tables(mo_analysis *a, bool with_rows) {
   a->expert_tokens = calloc(L * E, sizeof *a->expert_tokens);
   assert_true(a->features && a->sequence_features && a->sites && a->nll && a->expert_tokens);
   for (int i = 0; i < N_FEATURES; i++)
-    a->features[i] = (mo_feature){i + 1, i + 2, i + 3, i + 4, 0.1 * i, 0.2 * i, 0.3 * i, 7.5f + (float)i, 100 + i,
-                                  60 + i, 40, -6.5f, 6.25f, 9.0f + (float)i, 1.0 / (i + 1), i, i % 3};
+    a->features[i] = (mo_feature){i + 1,   i + 2,           i + 3,         i + 4,  0.1 * i, 0.2 * i,
+                                  0.3 * i, 7.5f + (float)i, 100 + i,       60 + i, 40,      -6.5f,
+                                  6.25f,   9.0f + (float)i, 1.0 / (i + 1), i,      i % 3};
   for (int i = 0; i < N_ROWS; i++)
     a->sequence_features[i] = (mo_sequence_feature){i, 4 - i, 0.25 * i, 0.5, 11.0f, (int64_t)1 << (33 + i), 3, 2};
   for (int i = 0; i < 2 * L; i++) a->sites[i] = (mo_site_summary){i / 2, i % 2, 10 * i, 1.5f * (float)i, 0.5, 2.0, i};
@@ -117,7 +127,8 @@ static UNUSED void fixture_new(fixture *f) {
   if (is_root()) make_tables(&f->analysis, true);
   /* rank r has r % 3 rows */
   f->n_timing = rank() % 3;
-  for (int i = 0; i < f->n_timing; i++) f->timing[i] = (mo_timing_row){rank(), i - 1, 1000 + rank(), 1.5, 0.5, 2.5, 0.25};
+  for (int i = 0; i < f->n_timing; i++)
+    f->timing[i] = (mo_timing_row){rank(), i - 1, 1000 + rank(), 1.5, 0.5, 2.5, 0.25};
 }
 
 static UNUSED void fixture_free(fixture *f) {
@@ -183,10 +194,12 @@ static UNUSED bool has(const char *path, const char *name) {
 
 /* The error line is one line and contains `text`; forget it. */
 static UNUSED void assert_error(const char *text) {
-  const char *line = mo_error_message();
+  char line[2048];
+  strncpy(line, mo_error_message(), sizeof line - 1);
+  line[sizeof line - 1] = '\0';
+  mo_error_clear();
   if (!strstr(line, text)) fail_msg("'%s' is not in the error '%s'", text, line);
   assert_null(strchr(line, '\n'));
-  mo_error_clear();
 }
 
 #endif

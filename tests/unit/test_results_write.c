@@ -336,7 +336,8 @@ static void every_object_is_described(void **state) {
 
 static void units_are_given(void **state) {
   (void)state;
-  const char *const names[] = {"/timing", "/perplexity/nll"}, *const units[] = {"bytes_read: bytes; read: seconds", "nats"};
+  const char *const names[] = {"/timing", "/perplexity/nll"}, *const units[] = {"bytes_read: bytes; read: seconds",
+                                                                                "nats"};
   hid_t file = open_file(PATH, H5F_ACC_RDONLY);
   for (int i = 0; i < 2; i++) {
     char *text = NULL;

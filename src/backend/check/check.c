@@ -51,6 +51,10 @@ static void check_close(mo_backend *backend) {
   free(backend);
 }
 
+static int64_t check_available_memory(mo_backend *backend, int sharers) {
+  return mo_backend_cpu.available_memory(inner(backend), sharers);
+}
+
 static mo_status check_alloc(mo_backend *backend, size_t bytes, void **memory) {
   MO_TRY(mo_backend_cpu.alloc(inner(backend), bytes, memory));
   memset(*memory, 0xff, bytes); /* NaN in every float format */
@@ -296,6 +300,7 @@ const mo_backend_table mo_backend_check = {
     .host_memory = false,
     .open = check_open,
     .close = check_close,
+    .available_memory = check_available_memory,
     .alloc = check_alloc,
     .free = check_free,
     .alloc_host = check_alloc,

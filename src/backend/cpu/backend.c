@@ -1,4 +1,5 @@
 /* The CPU backend's table, memory and uploads. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cblas.h>
@@ -41,6 +42,18 @@ static void cpu_close(mo_backend *backend) {
   free(cpu->statistics.outliers);
   free(cpu->statistics_block);
   free(cpu);
+}
+
+static int64_t cpu_available_memory(mo_backend *backend, int sharers) {
+  (void)backend;
+  long long kilobytes = 0;
+  char line[128];
+  FILE *file = fopen("/proc/meminfo", "r");
+  if (!file) return 0;
+  while (fgets(line, sizeof line, file) && sscanf(line, "MemAvailable: %lld kB", &kilobytes) != 1) {
+  }
+  fclose(file);
+  return (int64_t)kilobytes * 1024 / sharers;
 }
 
 static mo_status cpu_upload(mo_backend *backend, void *destination, const void *host, size_t bytes, int64_t *ticket) {
@@ -114,6 +127,7 @@ const mo_backend_table mo_backend_cpu = {
     .host_memory = true,
     .open = cpu_open,
     .close = cpu_close,
+    .available_memory = cpu_available_memory,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .alloc_host = cpu_alloc,
