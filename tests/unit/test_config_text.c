@@ -13,6 +13,7 @@
 static void assert_same(const mo_config *a, const mo_config *b) {
   assert_string_equal(a->model.name, b->model.name);
   assert_string_equal(a->model.path, b->model.path);
+  assert_string_equal(a->model.config, b->model.config);
   assert_string_equal(a->data.tokens, b->data.tokens);
   assert_int_equal(a->data.sequences, b->data.sequences);
   assert_int_equal(a->data.length, b->data.length);

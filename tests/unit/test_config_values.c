@@ -14,7 +14,7 @@
 #include "moe_outliers/config.h"
 
 static const char DESIGN[] =
-    "model:    { name = \"zai-org/GLM-4.5-Air\"; path = \"models/GLM-4.5-Air\"; };\n"
+    "model:    { name = \"zai-org/GLM-4.5-Air\"; path = \"models/GLM-4.5-Air\"; config = \"g.json\"; };\n"
     "data:     { tokens = \"data/glm.h5\"; sequences = 12; length = 1024; skip = 3; };\n"
     "analysis: { threshold = 5.5; min_layer_fraction = 0.5; min_position_fraction = 0.125; systematic_fraction = 0.75; "
     "            bootstrap = 77; seed = 9007199254740991L; perplexity = false; };\n"
@@ -35,6 +35,7 @@ static void test_every_key_reaches_its_member(void **state) {
   parse(&c, DESIGN);
   assert_string_equal(c.model.name, "zai-org/GLM-4.5-Air");
   assert_string_equal(c.model.path, "models/GLM-4.5-Air");
+  assert_string_equal(c.model.config, "g.json");
   assert_string_equal(c.data.tokens, "data/glm.h5");
   assert_int_equal(c.data.sequences, 12);
   assert_int_equal(c.data.length, 1024);

@@ -140,7 +140,7 @@ static void expert_tensors_keep_their_expert(void **state) {
   dispose(&s);
 }
 
-static void unused_tensors_are_counted(void **state) {
+static void unused_tensors_are_counted_and_named(void **state) {
   (void)state;
   scene s = prepared(llama);
   s.tensors[s.n++] = (fixture_tensor){"model.layers.0.self_attn.rotary_emb.inv_freq", "F64", 8, 1, {2}};
@@ -148,6 +148,8 @@ static void unused_tensors_are_counted(void **state) {
   mo_catalogue catalogue;
   expect_ok(build(&s, &catalogue));
   assert_int_equal(catalogue.unused_tensors, 2);
+  assert_string_equal(catalogue.unused[0]->name, "model.layers.0.self_attn.rotary_emb.inv_freq");
+  assert_string_equal(catalogue.unused[1]->name, "model.layers.9.extra");
   mo_catalogue_free(&catalogue);
   dispose(&s);
 }
@@ -218,7 +220,7 @@ int main(void) {
       cmocka_unit_test(every_stage_is_found),
       cmocka_unit_test(tied_embedding_is_in_two_stages),
       cmocka_unit_test(expert_tensors_keep_their_expert),
-      cmocka_unit_test(unused_tensors_are_counted),
+      cmocka_unit_test(unused_tensors_are_counted_and_named),
       cmocka_unit_test(missing_tensor),
       cmocka_unit_test(wrong_shape),
       cmocka_unit_test(dtypes),
