@@ -139,6 +139,12 @@ extern const mo_backend_table mo_backend_cpu;
  * each operation, inputs compared after it. For tests (engine.device = "check"). */
 extern const mo_backend_table mo_backend_check;
 
+#ifdef MO_HAVE_CUDA
+extern const mo_backend_table mo_backend_cuda;
+/* Whether a CUDA device is visible. */
+bool mo_backend_cuda_present(void);
+#endif
+
 /* The table for a choice of the config; a backend that is not built in is MO_INVALID. */
 MO_CHECKED mo_status mo_backend_choose(mo_device_choice device, const mo_backend_table **table);
 

@@ -8,12 +8,12 @@ struct mo_workspace {
   const mo_backend_table *op;
   int64_t B, S;
   /* activations, sized for the widest layer */
-  void *normed;     /* [T, H] a site's tensor */
-  void *q, *k, *v;  /* projections of the mixer; an MLP's gate is in q, its up in k */
-  void *gate;       /* [T, heads*D] output gate of attention */
-  void *mixed;      /* [T, heads*D] output of the mixer; activation of an MLP */
-  void *out;        /* [T, H] what is added to the residual stream */
-  void *expert_out; /* [T*K, H] */
+  void *normed;        /* [T, H] a site's tensor */
+  void *q, *k, *v;     /* projections of the mixer; an MLP's gate is in q, its up in k */
+  void *gate;          /* [T, heads*D] output gate of attention */
+  void *mixed;         /* [T, heads*D] output of the mixer; activation of an MLP */
+  void *out;           /* [T, H] what is added to the residual stream */
+  void *expert_out;    /* [T*K, H] */
   float *beta, *decay; /* [T, vh] of DeltaNet */
   mo_routing routing;
   int64_t *counts; /* host [E] */
@@ -29,7 +29,8 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static widths widths_of(const mo_model_spec *spec) {
   widths w = {0};
   int64_t mlp = larger(spec->dense.width, spec->moe.shared_width);
-  int64_t q = spec->attention.heads * spec->attention.head_dim, kv = spec->attention.kv_heads * spec->attention.head_dim;
+  int64_t q = spec->attention.heads * spec->attention.head_dim,
+          kv = spec->attention.kv_heads * spec->attention.head_dim;
   int64_t keys = spec->delta.k_heads * spec->delta.k_dim, values = spec->delta.v_heads * spec->delta.v_dim;
   w.q = larger(larger(q, mlp), 2 * keys + 2 * values);
   w.k = larger(larger(kv, mlp), 2 * spec->delta.v_heads);
@@ -66,17 +67,19 @@ static mo_status open_buffers(mo_workspace *ws) {
   struct {
     void **buffer;
     int64_t width;
-  } buffers[] = {{&ws->normed, H}, {&ws->q, w.q},         {&ws->k, w.k},   {&ws->v, w.v},
+  } buffers[] = {{&ws->normed, H},    {&ws->q, w.q},         {&ws->k, w.k}, {&ws->v, w.v},
                  {&ws->gate, w.gate}, {&ws->mixed, w.mixed}, {&ws->out, H}, {&ws->expert_out, w.routed * H}};
   size_t floats = (size_t)(T * w.delta) * sizeof(float);
   MO_TRY(ws->op->alloc(ws->backend, floats, (void **)&ws->beta));
   MO_TRY(ws->op->alloc(ws->backend, floats, (void **)&ws->decay));
   for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
-    MO_TRY(ws->op->alloc(ws->backend, (size_t)(T * buffers[i].width) * (size_t)ws->backend->activation_bytes, buffers[i].buffer));
+    MO_TRY(ws->op->alloc(ws->backend, (size_t)(T * buffers[i].width) * (size_t)ws->backend->activation_bytes,
+                         buffers[i].buffer));
   return open_routing(ws, T, &w);
 }
 
-mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec, mo_backend *backend, int64_t B, int64_t S) {
+mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec, mo_backend *backend, int64_t B,
+                            int64_t S) {
   mo_workspace *ws = mo_alloc(1, sizeof *ws);
   if (!ws) return MO_FAILED;
   ws->spec = spec;
@@ -94,8 +97,20 @@ mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec,
 
 void mo_workspace_close(mo_workspace *ws) {
   if (!ws) return;
-  void *buffers[] = {ws->normed, ws->q,     ws->k,          ws->v,   ws->gate,           ws->mixed,          ws->out,
-                     ws->beta,   ws->decay, ws->expert_out, ws->routing.expert, ws->routing.weight, ws->routing.row, ws->routing.place};
+  void *buffers[] = {ws->normed,
+                     ws->q,
+                     ws->k,
+                     ws->v,
+                     ws->gate,
+                     ws->mixed,
+                     ws->out,
+                     ws->beta,
+                     ws->decay,
+                     ws->expert_out,
+                     ws->routing.expert,
+                     ws->routing.weight,
+                     ws->routing.row,
+                     ws->routing.place};
   for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) ws->op->free(ws->backend, buffers[i]);
   free(ws->routing.start);
   free(ws->counts);
@@ -138,7 +153,8 @@ static mo_status project(mo_workspace *ws, const mo_stage_weights *w, int64_t T)
 static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const mo_stage_weights *w, int64_t B) {
   int64_t T = B * ws->S;
   MO_TRY(project(ws, w, T));
-  MO_TRY(ws->op->attention(ws->backend, ws->spec, layer->window, maybe(w, MO_SINKS), ws->q, ws->k, ws->v, B, ws->S, ws->mixed));
+  MO_TRY(ws->op->attention(ws->backend, ws->spec, layer->window, maybe(w, MO_SINKS), ws->q, ws->k, ws->v, B, ws->S,
+                           ws->mixed));
   if (ws->spec->attention.output_gate) {
     int64_t width = ws->spec->attention.heads * ws->spec->attention.head_dim;
     MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->mixed, ws->gate, T, width, width));
@@ -158,7 +174,8 @@ static mo_status deltanet(mo_workspace *ws, const mo_stage_weights *w, int64_t B
 
 /* out [T, H] = down(silu(gate x) * up x) of the site's tensor x: a dense layer's MLP or a shared expert. */
 static mo_status mlp(mo_workspace *ws, const mo_weight *gate, const mo_weight *gate_bias, const mo_weight *up,
-                     const mo_weight *up_bias, const mo_weight *down, const mo_weight *down_bias, int64_t T, void *out) {
+                     const mo_weight *up_bias, const mo_weight *down, const mo_weight *down_bias, int64_t T,
+                     void *out) {
   MO_TRY(ws->op->linear(ws->backend, gate, gate_bias, ws->normed, T, ws->q));
   MO_TRY(ws->op->linear(ws->backend, up, up_bias, ws->normed, T, ws->k));
   MO_TRY(ws->op->glu(ws->backend, ws->q, ws->k, T * gate->rows, ws->mixed));
@@ -173,7 +190,8 @@ static mo_status dense_mlp(mo_workspace *ws, const mo_stage_weights *w, int64_t 
 /* out += the shared expert's output, times sigmoid(its gate) where the model has one. expert_out is free by now. */
 static mo_status add_shared(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
   int64_t H = ws->spec->hidden;
-  MO_TRY(mlp(ws, &w->one[MO_SHARED_GATE], NULL, &w->one[MO_SHARED_UP], NULL, &w->one[MO_SHARED_DOWN], NULL, T, ws->expert_out));
+  MO_TRY(mlp(ws, &w->one[MO_SHARED_GATE], NULL, &w->one[MO_SHARED_UP], NULL, &w->one[MO_SHARED_DOWN], NULL, T,
+             ws->expert_out));
   if (ws->spec->moe.shared == MO_SHARED_GATED) {
     MO_TRY(ws->op->linear(ws->backend, &w->one[MO_SHARED_SCALE], NULL, ws->normed, T, ws->q));
     MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->expert_out, ws->q, T, H, 1));
@@ -181,7 +199,8 @@ static mo_status add_shared(mo_workspace *ws, const mo_stage_weights *w, int64_t
   return ws->op->add(ws->backend, ws->out, ws->expert_out, T * H);
 }
 
-static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w, int64_t T, const mo_layer_observer *observer) {
+static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w, int64_t T,
+                     const mo_layer_observer *observer) {
   int64_t E = ws->spec->moe.experts;
   MO_TRY(ws->op->route(ws->backend, ws->spec, w, ws->normed, T, &ws->routing));
   for (int64_t e = 0; e < E; e++) ws->counts[e] = ws->routing.start[e + 1] - ws->routing.start[e];
@@ -211,8 +230,9 @@ mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weigh
   return ws->op->add(ws->backend, x, ws->out, T * H);
 }
 
-mo_status mo_head_forward(mo_workspace *ws, const mo_stage_weights *weights, const void *x, int64_t B, const int32_t *ids,
-                          float *nll) {
-  MO_TRY(ws->op->norm(ws->backend, &ws->spec->norm, &weights->one[MO_FINAL_NORM], x, B * ws->S, ws->spec->hidden, ws->normed));
+mo_status mo_head_forward(mo_workspace *ws, const mo_stage_weights *weights, const void *x, int64_t B,
+                          const int32_t *ids, float *nll) {
+  MO_TRY(ws->op->norm(ws->backend, &ws->spec->norm, &weights->one[MO_FINAL_NORM], x, B * ws->S, ws->spec->hidden,
+                      ws->normed));
   return ws->op->nll(ws->backend, &weights->one[MO_LM_HEAD], ws->normed, ids, B, ws->S, nll);
 }

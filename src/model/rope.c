@@ -19,7 +19,8 @@ static mo_status read_type(rope_keys *keys) {
   return MO_OK;
 }
 
-static mo_status read_keys(const mo_architecture *architecture, const mo_json *config, const json_t *assumed, rope_keys *keys) {
+static mo_status read_keys(const mo_architecture *architecture, const mo_json *config, const json_t *assumed,
+                           rope_keys *keys) {
   mo_json parameters;
   MO_TRY(mo_json_object(config, "rope_parameters", &parameters));
   MO_TRY(mo_json_object(config, "rope_scaling", &keys->scaling));
@@ -30,12 +31,14 @@ static mo_status read_keys(const mo_architecture *architecture, const mo_json *c
   MO_TRY(mo_json_number_or(config, "rope_theta", 1, 1e15, architecture->rope_theta, &keys->theta));
   if (parameters.object) MO_TRY(mo_json_number_or(&parameters, "rope_theta", 1, 1e15, keys->theta, &keys->theta));
   if (!(keys->theta > 1))
-    return MO_FAIL(MO_INVALID, "key \"rope_theta\" is %g, expected more than 1 (%s): check config.json", keys->theta, config->file);
+    return MO_FAIL(MO_INVALID, "key \"rope_theta\" is %g, expected more than 1 (%s): check config.json", keys->theta,
+                   config->file);
   double longest;
   MO_TRY(mo_json_number_or(config, "max_position_embeddings", 1, 1e12, 2048, &longest));
   keys->original_length = longest;
   if (keys->scaling.object)
-    MO_TRY(mo_json_number_or(&keys->scaling, "original_max_position_embeddings", 1, 1e12, longest, &keys->original_length));
+    MO_TRY(mo_json_number_or(&keys->scaling, "original_max_position_embeddings", 1, 1e12, longest,
+                             &keys->original_length));
   return MO_OK;
 }
 
@@ -112,8 +115,10 @@ static mo_status read_dim(mo_model_spec *spec, const mo_architecture *architectu
   }
   spec->rope.dim = (int64_t)((double)spec->attention.head_dim * partial);
   if (spec->rope.dim < 2 || spec->rope.dim % 2)
-    return MO_FAIL(MO_INVALID, "%lld rotary dimensions of a head, expected an even number of at least 2 (%s): check head_dim "
-                   "and partial_rotary_factor", (long long)spec->rope.dim, config->file);
+    return MO_FAIL(MO_INVALID,
+                   "%lld rotary dimensions of a head, expected an even number of at least 2 (%s): check head_dim "
+                   "and partial_rotary_factor",
+                   (long long)spec->rope.dim, config->file);
   return MO_OK;
 }
 
@@ -135,14 +140,14 @@ static mo_status read_rope(mo_model_spec *spec, const mo_architecture *architect
   if (strcmp(keys.type, "linear") == 0) return scale_linear(spec->rope.inv_freq, half, &keys);
   if (strcmp(keys.type, "llama3") == 0) return scale_llama3(spec->rope.inv_freq, half, &keys);
   if (strcmp(keys.type, "yarn") == 0) return scale_yarn(spec, &keys);
-  return MO_FAIL(MO_INVALID, "rope type \"%.40s\" is not supported (%s): supported are default, linear, llama3, yarn", keys.type,
-                 config->file);
+  return MO_FAIL(MO_INVALID, "rope type \"%.40s\" is not supported (%s): supported are default, linear, llama3, yarn",
+                 keys.type, config->file);
 }
 
 mo_status mo_rope_read(mo_model_spec *spec, const mo_architecture *architecture, const mo_json *config) {
   /* GptOssConfig's own default, used where config.json says nothing about rotary scaling */
-  json_t *assumed = json_pack("{s:s, s:f, s:f, s:f, s:b, s:i}", "rope_type", "yarn", "factor", 32.0, "beta_fast", 32.0, "beta_slow",
-                              1.0, "truncate", 0, "original_max_position_embeddings", 4096);
+  json_t *assumed = json_pack("{s:s, s:f, s:f, s:f, s:b, s:i}", "rope_type", "yarn", "factor", 32.0, "beta_fast", 32.0,
+                              "beta_slow", 1.0, "truncate", 0, "original_max_position_embeddings", 4096);
   mo_status status = assumed ? read_rope(spec, architecture, config, assumed)
                              : MO_FAIL(MO_FAILED, "out of memory (%s): use a larger machine", config->file);
   json_decref(assumed);

@@ -73,7 +73,8 @@ static mo_status check_upload(mo_backend *backend, void *destination, const void
     if (!c->pending[i].ticket) slot = c->pending + i;
   if (slot) *slot = (pending_upload){destination, host, bytes, *ticket = c->next_ticket++};
   pthread_mutex_unlock(&c->lock);
-  if (!slot) status = MO_FAIL(MO_FAILED, "more than %d uploads under way (check backend): wait for earlier ones", PENDING);
+  if (!slot)
+    status = MO_FAIL(MO_FAILED, "more than %d uploads under way (check backend): wait for earlier ones", PENDING);
   return status;
 }
 
@@ -88,8 +89,10 @@ static mo_status check_upload_wait(mo_backend *backend, int64_t ticket) {
       found = true;
     }
   pthread_mutex_unlock(&c->lock);
-  return found ? MO_OK : MO_FAIL(MO_FAILED, "upload %lld waited for twice or never made (check backend): a defect of the program",
-                                 (long long)ticket);
+  return found
+             ? MO_OK
+             : MO_FAIL(MO_FAILED, "upload %lld waited for twice or never made (check backend): a defect of the program",
+                       (long long)ticket);
 }
 
 /* A float32 input of an operation: its copy from before, compared after. */
@@ -121,7 +124,8 @@ static mo_status written(const void *out, int64_t values, mo_status status, cons
     uint32_t bits;
     memcpy(&bits, (const float *)out + i, 4);
     if (bits == 0xffffffffu)
-      status = MO_FAIL(MO_FAILED, "%s left value %lld unwritten (check backend): a defect of the program", operation, (long long)i);
+      status = MO_FAIL(MO_FAILED, "%s left value %lld unwritten (check backend): a defect of the program", operation,
+                       (long long)i);
   }
   return status;
 }
@@ -149,8 +153,8 @@ static mo_status check_embed(mo_backend *backend, const mo_weight *table, const 
   return written(out, T * table->cols, mo_backend_cpu.embed(inner(backend), table, ids, T, out), "embed");
 }
 
-static mo_status check_norm(mo_backend *backend, const mo_norm_spec *spec, const mo_weight *weight, const void *x, int64_t rows,
-                            int64_t width, void *out) {
+static mo_status check_norm(mo_backend *backend, const mo_norm_spec *spec, const mo_weight *weight, const void *x,
+                            int64_t rows, int64_t width, void *out) {
   if (x == out) return mo_backend_cpu.norm(inner(backend), spec, weight, x, rows, width, out);
   witness w;
   MO_TRY(keep(&w, x, rows * width));
@@ -159,8 +163,8 @@ static mo_status check_norm(mo_backend *backend, const mo_norm_spec *spec, const
   return written(out, rows * width, unchanged(&w, status, "norm"), "norm");
 }
 
-static mo_status check_linear(mo_backend *backend, const mo_weight *weight, const mo_weight *bias, const void *x, int64_t M,
-                              void *y) {
+static mo_status check_linear(mo_backend *backend, const mo_weight *weight, const mo_weight *bias, const void *x,
+                              int64_t M, void *y) {
   witness w;
   MO_TRY(keep(&w, x, M * weight->cols));
   poison(y, M * weight->rows);
@@ -172,7 +176,8 @@ static mo_status check_clamp(mo_backend *backend, void *x, int64_t count, float 
   return mo_backend_cpu.clamp(inner(backend), x, count, limit);
 }
 
-static mo_status check_rope(mo_backend *backend, const mo_model_spec *spec, void *x, int64_t T, int64_t S, int64_t heads) {
+static mo_status check_rope(mo_backend *backend, const mo_model_spec *spec, void *x, int64_t T, int64_t S,
+                            int64_t heads) {
   return mo_backend_cpu.rope(inner(backend), spec, x, T, S, heads);
 }
 
@@ -200,7 +205,8 @@ static mo_status check_glu(mo_backend *backend, const void *gate, const void *up
   return written(out, count, unchanged(&w, status, "glu"), "glu");
 }
 
-static mo_status check_split(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left, void *right) {
+static mo_status check_split(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left,
+                             void *right) {
   witness w;
   MO_TRY(keep(&w, x, rows * (a + b)));
   poison(left, rows * a);
@@ -219,8 +225,9 @@ static mo_status check_sigmoid_gate(mo_backend *backend, void *x, const void *ga
 static int64_t delta_values(const mo_model_spec *spec) { return spec->delta.v_heads * spec->delta.v_dim; }
 static int64_t delta_keys(const mo_model_spec *spec) { return spec->delta.k_heads * spec->delta.k_dim; }
 
-static mo_status check_delta_conv(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *qkvz,
-                                  const void *ba, int64_t B, int64_t S, void *mixed, float *beta, float *decay) {
+static mo_status check_delta_conv(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights,
+                                  const void *qkvz, const void *ba, int64_t B, int64_t S, void *mixed, float *beta,
+                                  float *decay) {
   int64_t T = B * S, gates = T * spec->delta.v_heads, channels = T * (2 * delta_keys(spec) + delta_values(spec));
   witness w;
   MO_TRY(keep(&w, qkvz, T * 2 * (delta_keys(spec) + delta_values(spec))));
@@ -242,16 +249,16 @@ static mo_status check_delta_rule(mo_backend *backend, const mo_model_spec *spec
   return written(out, values, unchanged(&w, status, "delta_rule"), "delta_rule");
 }
 
-static mo_status check_delta_norm(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz,
-                                  int64_t T, void *x) {
+static mo_status check_delta_norm(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight,
+                                  const void *qkvz, int64_t T, void *x) {
   witness w;
   MO_TRY(keep(&w, qkvz, T * 2 * (delta_keys(spec) + delta_values(spec))));
   return unchanged(&w, mo_backend_cpu.delta_norm(inner(backend), spec, weight, qkvz, T, x), "delta_norm");
 }
 
 /* Each row of the routing is used once, and each expert's rows ascend. */
-static mo_status check_route(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
-                             int64_t T, mo_routing *routing) {
+static mo_status check_route(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights,
+                             const void *x, int64_t T, mo_routing *routing) {
   int64_t K = spec->moe.top_k, E = spec->moe.experts;
   witness w;
   MO_TRY(keep(&w, x, T * spec->hidden));
@@ -259,12 +266,13 @@ static mo_status check_route(mo_backend *backend, const mo_model_spec *spec, con
   bool right = routing->start[0] == 0 && routing->start[E] == T * K;
   for (int64_t i = 0; i < T * K && right; i++) right = routing->row[routing->place[i]] == i / K;
   for (int64_t e = 0; e < E && right; e++)
-    for (int64_t r = routing->start[e] + 1; r < routing->start[e + 1] && right; r++) right = routing->row[r] > routing->row[r - 1];
+    for (int64_t r = routing->start[e] + 1; r < routing->start[e + 1] && right; r++)
+      right = routing->row[r] > routing->row[r - 1];
   return right ? MO_OK : MO_FAIL(MO_FAILED, "route grouped rows wrongly (check backend): a defect of the program");
 }
 
-static mo_status check_experts(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
-                               const mo_routing *routing, int64_t first, int64_t last, void *out) {
+static mo_status check_experts(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights,
+                               const void *x, const mo_routing *routing, int64_t first, int64_t last, void *out) {
   int64_t rows = routing->start[last] - routing->start[first], H = spec->hidden;
   float *block = (float *)out + routing->start[first] * H;
   poison(block, rows * H);
@@ -272,8 +280,8 @@ static mo_status check_experts(mo_backend *backend, const mo_model_spec *spec, c
   return written(block, rows * H, status, "experts");
 }
 
-static mo_status check_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out, const mo_routing *routing,
-                               int64_t T, void *y) {
+static mo_status check_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                               const mo_routing *routing, int64_t T, void *y) {
   witness w;
   MO_TRY(keep(&w, expert_out, T * spec->moe.top_k * spec->hidden));
   poison(y, T * spec->hidden);
@@ -281,16 +289,18 @@ static mo_status check_combine(mo_backend *backend, const mo_model_spec *spec, c
   return written(y, T * spec->hidden, unchanged(&w, status, "combine"), "combine");
 }
 
-static mo_status check_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                                       uint64_t *positions, int64_t first_sequence, mo_site_statistics *statistics) {
+static mo_status check_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H,
+                                       float threshold, uint64_t *positions, int64_t first_sequence,
+                                       mo_site_statistics *statistics) {
   witness w;
   MO_TRY(keep(&w, x, B * S * H));
-  mo_status status = mo_backend_cpu.site_statistics(inner(backend), x, B, S, H, threshold, positions, first_sequence, statistics);
+  mo_status status =
+      mo_backend_cpu.site_statistics(inner(backend), x, B, S, H, threshold, positions, first_sequence, statistics);
   return unchanged(&w, status, "site_statistics");
 }
 
-static mo_status check_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B, int64_t S,
-                           float *nll) {
+static mo_status check_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
+                           int64_t S, float *nll) {
   poison(nll, B * (S - 1));
   return written(nll, B * (S - 1), mo_backend_cpu.nll(inner(backend), lm_head, x, ids, B, S, nll), "nll");
 }

@@ -17,8 +17,8 @@ typedef struct {
 } attention_job;
 
 /* Softmax of one row over keys first..last (places in the row), the rest set to 0. */
-static void softmax_row(const mo_cpu *cpu, const mo_model_spec *spec, float *row, int64_t n_keys, int64_t first, int64_t last,
-                        const float *sink) {
+static void softmax_row(const mo_cpu *cpu, const mo_model_spec *spec, float *row, int64_t n_keys, int64_t first,
+                        int64_t last, const float *sink) {
   float top = sink ? *sink : -INFINITY;
   for (int64_t j = first; j <= last; j++) row[j] = mo_round(cpu, mo_round(cpu, row[j]) * spec->attention.scale);
   for (int64_t j = first; j <= last; j++) top = row[j] > top ? row[j] : top;
@@ -34,8 +34,10 @@ static void softmax_row(const mo_cpu *cpu, const mo_model_spec *spec, float *row
 }
 
 /* Queries s0 .. s0+n-1 of one head of one sequence; scores: scratch [QUERY_BLOCK, keys]. */
-static void attend(const mo_cpu *cpu, const attention_job *job, int64_t b, int64_t h, int64_t s0, int64_t n, float *scores) {
-  int64_t heads = job->spec->attention.heads, kv_heads = job->spec->attention.kv_heads, D = job->spec->attention.head_dim;
+static void attend(const mo_cpu *cpu, const attention_job *job, int64_t b, int64_t h, int64_t s0, int64_t n,
+                   float *scores) {
+  int64_t heads = job->spec->attention.heads, kv_heads = job->spec->attention.kv_heads,
+          D = job->spec->attention.head_dim;
   int64_t kv = h / (heads / kv_heads), first_key = 0;
   if (job->window > 0 && s0 - job->window + 1 > 0) first_key = s0 - job->window + 1;
   int64_t n_keys = s0 + n - first_key;
@@ -43,8 +45,8 @@ static void attend(const mo_cpu *cpu, const attention_job *job, int64_t b, int64
   const float *k = job->k + ((b * job->S + first_key) * kv_heads + kv) * D;
   const float *v = job->v + ((b * job->S + first_key) * kv_heads + kv) * D;
   float *out = job->out + ((b * job->S + s0) * heads + h) * D;
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n_keys, (int)D, 1.0f, q,
-              (int)(heads * D), k, (int)(kv_heads * D), 0.0f, scores, (int)n_keys);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n_keys, (int)D, 1.0f, q, (int)(heads * D), k,
+              (int)(kv_heads * D), 0.0f, scores, (int)n_keys);
   for (int64_t i = 0; i < n; i++) {
     int64_t last = s0 + i - first_key;
     int64_t first = job->window > 0 && last - job->window + 1 > 0 ? last - job->window + 1 : 0;
@@ -57,8 +59,8 @@ static void attend(const mo_cpu *cpu, const attention_job *job, int64_t b, int64
       for (int64_t d = 0; d < D; d++) out[i * heads * D + d] = mo_round_bf16(out[i * heads * D + d]);
 }
 
-mo_status cpu_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks, const void *q,
-                        const void *k, const void *v, int64_t B, int64_t S, void *out) {
+mo_status cpu_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
+                        const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out) {
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t heads = spec->attention.heads, blocks = (S + QUERY_BLOCK - 1) / QUERY_BLOCK;
   MO_TRY(mo_cpu_reserve(cpu, (size_t)(QUERY_BLOCK * S) * sizeof(float)));

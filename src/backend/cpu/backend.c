@@ -11,8 +11,10 @@ static mo_status cpu_alloc(mo_backend *backend, size_t bytes, void **memory) {
   size_t rounded = (bytes + 255) / 256 * 256;
   *memory = aligned_alloc(256, rounded ? rounded : 256);
   if (!*memory)
-    return MO_FAIL(MO_FAILED, "out of memory (%zu bytes on the cpu backend): use more ranks, fewer sequences or a smaller "
-                   "engine.device_memory_gb", bytes);
+    return MO_FAIL(MO_FAILED,
+                   "out of memory (%zu bytes on the cpu backend): use more ranks, fewer sequences or a smaller "
+                   "engine.device_memory_gb",
+                   bytes);
   return MO_OK;
 }
 
@@ -108,7 +110,9 @@ mo_status mo_cpu_reserve(mo_cpu *cpu, size_t bytes) {
   return MO_OK;
 }
 
-void *mo_cpu_scratch(const mo_cpu *cpu, int thread) { return (char *)cpu->scratch + cpu->scratch_bytes * (size_t)thread; }
+void *mo_cpu_scratch(const mo_cpu *cpu, int thread) {
+  return (char *)cpu->scratch + cpu->scratch_bytes * (size_t)thread;
+}
 
 mo_status mo_cpu_rows(mo_cpu *cpu, size_t bytes, void **block) {
   if (bytes > cpu->rows_bytes) {

@@ -18,10 +18,10 @@ enum {
 typedef struct {
   mo_backend base;
   int threads;
-  bool bf16;              /* round to bf16 where the contract says so */
-  void *scratch;          /* one block for all threads, grown on demand */
-  size_t scratch_bytes;   /* of one thread's part */
-  void *rows;             /* the current operation's rows, grown on demand */
+  bool bf16;            /* round to bf16 where the contract says so */
+  void *scratch;        /* one block for all threads, grown on demand */
+  size_t scratch_bytes; /* of one thread's part */
+  void *rows;           /* the current operation's rows, grown on demand */
   size_t rows_bytes;
   mo_site_statistics statistics; /* its arrays live in one block */
   void *statistics_block;
@@ -62,8 +62,8 @@ MO_CHECKED mo_status mo_cpu_rows(mo_cpu *cpu, size_t bytes, void **block);
 void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t m, int64_t n0, int64_t n, float *panel,
                  float *y, int64_t ldy);
 /* linear's product; round: whether y is rounded in bf16 runs. */
-MO_CHECKED mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round,
-                                    void *y);
+MO_CHECKED mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                                    bool round, void *y);
 
 /* silu(g) * u, sigmoid(x), with the roundings of bf16 runs. */
 float mo_cpu_silu_times(const mo_cpu *cpu, float g, float u);
@@ -100,10 +100,10 @@ mo_status cpu_add(mo_backend *, void *, const void *, int64_t);
 mo_status cpu_glu(mo_backend *, const void *, const void *, int64_t, void *);
 mo_status cpu_split(mo_backend *, const void *, int64_t, int64_t, int64_t, void *, void *);
 mo_status cpu_sigmoid_gate(mo_backend *, void *, const void *, int64_t, int64_t, int64_t);
-mo_status cpu_delta_conv(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const void *, int64_t,
-                         int64_t, void *, float *, float *);
-mo_status cpu_delta_rule(mo_backend *, const mo_model_spec *, const void *, const float *, const float *, int64_t, int64_t,
-                         void *);
+mo_status cpu_delta_conv(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const void *,
+                         int64_t, int64_t, void *, float *, float *);
+mo_status cpu_delta_rule(mo_backend *, const mo_model_spec *, const void *, const float *, const float *, int64_t,
+                         int64_t, void *);
 mo_status cpu_delta_norm(mo_backend *, const mo_model_spec *, const mo_weight *, const void *, int64_t, void *);
 mo_status cpu_route(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, int64_t, mo_routing *);
 mo_status cpu_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,

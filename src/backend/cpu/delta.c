@@ -10,12 +10,13 @@ enum { CHUNK = 64 };
 
 /* Widths that follow from the spec. */
 typedef struct {
-  int64_t kh, vh, kd, vd, per_key; /* heads, head sizes, value heads per key head */
+  int64_t kh, vh, kd, vd, per_key;       /* heads, head sizes, value heads per key head */
   int64_t keys, values, channels, group; /* kh*kd, vh*vd, 2*keys + values; group: qkvz columns of one key head */
 } delta_sizes;
 
 static delta_sizes sizes_of(const mo_model_spec *spec) {
-  delta_sizes d = {.kh = spec->delta.k_heads, .vh = spec->delta.v_heads, .kd = spec->delta.k_dim, .vd = spec->delta.v_dim};
+  delta_sizes d = {
+      .kh = spec->delta.k_heads, .vh = spec->delta.v_heads, .kd = spec->delta.k_dim, .vd = spec->delta.v_dim};
   d.per_key = d.vh / d.kh;
   d.keys = d.kh * d.kd;
   d.values = d.vh * d.vd;
@@ -39,8 +40,8 @@ static int64_t z_place(const delta_sizes *d, int64_t h) {
   return h / d->per_key * d->group + 2 * d->kd + d->per_key * d->vd + h % d->per_key * d->vd;
 }
 
-static void convolve(const mo_cpu *cpu, const mo_model_spec *spec, const delta_sizes *d, const float *w, const float *qkvz, int64_t s,
-                     float *mixed) {
+static void convolve(const mo_cpu *cpu, const mo_model_spec *spec, const delta_sizes *d, const float *w,
+                     const float *qkvz, int64_t s, float *mixed) {
   int64_t kernel = spec->delta.kernel, width = d->kh * d->group;
   for (int64_t c = 0; c < d->channels; c++) {
     int64_t place = channel_place(d, c);
@@ -52,8 +53,9 @@ static void convolve(const mo_cpu *cpu, const mo_model_spec *spec, const delta_s
   }
 }
 
-mo_status cpu_delta_conv(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *qkvz,
-                         const void *ba, int64_t B, int64_t S, void *mixed, float *beta, float *decay) {
+mo_status cpu_delta_conv(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights,
+                         const void *qkvz, const void *ba, int64_t B, int64_t S, void *mixed, float *beta,
+                         float *decay) {
   mo_cpu *cpu = mo_cpu_of(backend);
   delta_sizes d = sizes_of(spec);
   int64_t taps = d.channels * spec->delta.kernel;
@@ -79,9 +81,10 @@ mo_status cpu_delta_conv(mo_backend *backend, const mo_model_spec *spec, const m
 
 /* One head of one sequence: its rows of a chunk, and the state. All float32, in a thread's scratch. */
 typedef struct {
-  float *q, *k, *right; /* [CHUNK, kd], [CHUNK, kd], [CHUNK, vd + kd]: right sides of the triangular system, then U | W */
+  float *q, *k,
+      *right; /* [CHUNK, kd], [CHUNK, kd], [CHUNK, vd + kd]: right sides of the triangular system, then U | W */
   float *system, *attention, *sums, *out; /* [CHUNK, CHUNK] twice, [CHUNK] running sum of decay, [CHUNK, vd] */
-  float *state; /* [kd, vd] */
+  float *state;                           /* [kd, vd] */
 } delta_head;
 
 static size_t head_floats(const delta_sizes *d) {
@@ -109,8 +112,8 @@ static void normalise(const float *x, int64_t n, float scale, float *out) {
 }
 
 /* The rows of a chunk: q and k normalised, the right sides beta v | beta k exp(G), G the running sum of the decay. */
-static void load_chunk(const delta_sizes *d, const delta_head *x, const float *mixed, const float *beta, const float *decay, int64_t h,
-                       int64_t n) {
+static void load_chunk(const delta_sizes *d, const delta_head *x, const float *mixed, const float *beta,
+                       const float *decay, int64_t h, int64_t n) {
   int64_t kv = h / d->per_key;
   float sum = 0;
   for (int64_t i = 0; i < n; i++) {
@@ -126,10 +129,10 @@ static void load_chunk(const delta_sizes *d, const delta_head *x, const float *m
 
 /* system = strictly lower (beta K K^T) * D, attention = lower (Q K^T) * D, D_ij = exp(G_i - G_j). */
 static void relate(const delta_sizes *d, const delta_head *x, const float *beta, int64_t h, int64_t n) {
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n, (int)d->kd, 1, x->k, (int)d->kd, x->k, (int)d->kd, 0, x->system,
-              CHUNK);
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n, (int)d->kd, 1, x->q, (int)d->kd, x->k, (int)d->kd, 0,
-              x->attention, CHUNK);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n, (int)d->kd, 1, x->k, (int)d->kd, x->k,
+              (int)d->kd, 0, x->system, CHUNK);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)n, (int)d->kd, 1, x->q, (int)d->kd, x->k,
+              (int)d->kd, 0, x->attention, CHUNK);
   for (int64_t i = 0; i < n; i++)
     for (int64_t j = 0; j < n; j++) {
       float between = j <= i ? expf(x->sums[i] - x->sums[j]) : 0;
@@ -142,20 +145,23 @@ static void relate(const delta_sizes *d, const delta_head *x, const float *beta,
 static void step(const delta_sizes *d, const delta_head *x, int64_t n) {
   int kd = (int)d->kd, vd = (int)d->vd, wide = vd + kd;
   float last = x->sums[n - 1], kept = expf(last);
-  cblas_strsm(CblasRowMajor, CblasLeft, CblasLower, CblasNoTrans, CblasUnit, (int)n, wide, 1, x->system, CHUNK, x->right, wide);
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, vd, kd, -1, x->right + vd, wide, x->state, vd, 1, x->right, wide);
+  cblas_strsm(CblasRowMajor, CblasLeft, CblasLower, CblasNoTrans, CblasUnit, (int)n, wide, 1, x->system, CHUNK,
+              x->right, wide);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, vd, kd, -1, x->right + vd, wide, x->state, vd, 1,
+              x->right, wide);
   for (int64_t i = 0; i < n; i++)
     for (int64_t j = 0; j < d->kd; j++) {
       x->q[i * d->kd + j] *= expf(x->sums[i]);
       x->k[i * d->kd + j] *= expf(last - x->sums[i]);
     }
   cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, vd, kd, 1, x->q, kd, x->state, vd, 0, x->out, vd);
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, vd, (int)n, 1, x->attention, CHUNK, x->right, wide, 1, x->out, vd);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, vd, (int)n, 1, x->attention, CHUNK, x->right, wide, 1,
+              x->out, vd);
   cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, kd, vd, (int)n, 1, x->k, kd, x->right, wide, kept, x->state, vd);
 }
 
-mo_status cpu_delta_rule(mo_backend *backend, const mo_model_spec *spec, const void *mixed, const float *beta, const float *decay,
-                         int64_t B, int64_t S, void *out) {
+mo_status cpu_delta_rule(mo_backend *backend, const mo_model_spec *spec, const void *mixed, const float *beta,
+                         const float *decay, int64_t B, int64_t S, void *out) {
   mo_cpu *cpu = mo_cpu_of(backend);
   delta_sizes d = sizes_of(spec);
   MO_TRY(mo_cpu_reserve(cpu, head_floats(&d) * sizeof(float)));
@@ -177,8 +183,8 @@ mo_status cpu_delta_rule(mo_backend *backend, const mo_model_spec *spec, const v
   return MO_OK;
 }
 
-mo_status cpu_delta_norm(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz, int64_t T,
-                         void *x) {
+mo_status cpu_delta_norm(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz,
+                         int64_t T, void *x) {
   mo_cpu *cpu = mo_cpu_of(backend);
   delta_sizes d = sizes_of(spec);
   MO_TRY(mo_cpu_reserve(cpu, (size_t)d.vd * sizeof(float)));

@@ -12,7 +12,8 @@ mo_status cpu_embed(mo_backend *backend, const mo_weight *table, const int32_t *
   return MO_OK;
 }
 
-static void norm_row(const mo_cpu *cpu, const mo_norm_spec *spec, const float *w, const float *x, int64_t width, float *out) {
+static void norm_row(const mo_cpu *cpu, const mo_norm_spec *spec, const float *w, const float *x, int64_t width,
+                     float *out) {
   double sum = 0;
   for (int64_t i = 0; i < width; i++) sum += (double)x[i] * x[i];
   float scale = 1.0f / sqrtf((float)(sum / (double)width) + spec->eps);
@@ -30,7 +31,8 @@ mo_status cpu_norm(mo_backend *backend, const mo_norm_spec *spec, const mo_weigh
   float *w = mo_cpu_scratch(cpu, 0);
   mo_cpu_convert(cpu, weight, 0, width, w);
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
-  for (int64_t r = 0; r < rows; r++) norm_row(cpu, spec, w, (const float *)x + r * width, width, (float *)out + r * width);
+  for (int64_t r = 0; r < rows; r++)
+    norm_row(cpu, spec, w, (const float *)x + r * width, width, (float *)out + r * width);
   return MO_OK;
 }
 
@@ -38,8 +40,7 @@ mo_status cpu_clamp(mo_backend *backend, void *x, int64_t count, float limit) {
   const mo_cpu *cpu = mo_cpu_of(backend);
   float *values = x;
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
-  for (int64_t i = 0; i < count; i++)
-    values[i] = values[i] > limit ? limit : values[i] < -limit ? -limit : values[i];
+  for (int64_t i = 0; i < count; i++) values[i] = values[i] > limit ? limit : values[i] < -limit ? -limit : values[i];
   return MO_OK;
 }
 
@@ -102,7 +103,8 @@ mo_status cpu_split(mo_backend *backend, const void *x, int64_t rows, int64_t a,
   return MO_OK;
 }
 
-mo_status cpu_sigmoid_gate(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width, int64_t gate_width) {
+mo_status cpu_sigmoid_gate(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width,
+                           int64_t gate_width) {
   const mo_cpu *cpu = mo_cpu_of(backend);
   float *values = x;
   const float *gates = gate;

@@ -70,8 +70,8 @@ void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t 
   const float *rows = panel;
   if (w->transposed) { /* stored [K, N]: the panel is [K, n] */
     for (int64_t k = 0; k < w->cols; k++) mo_cpu_convert(cpu, w, k * w->rows + n0, n, panel + k * n);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)w->cols, 1.0f, x, (int)w->cols, panel, (int)n, 0.0f,
-                y, (int)ldy);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)w->cols, 1.0f, x, (int)w->cols, panel,
+                (int)n, 0.0f, y, (int)ldy);
     return;
   }
   if (w->dtype == MO_F32 && !cpu->bf16 && (uintptr_t)w->data % sizeof(float) == 0)
@@ -91,11 +91,13 @@ static void finish_tile(bool round, const float *bias, int64_t m, int64_t n, flo
     }
 }
 
-mo_status cpu_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y) {
+mo_status cpu_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                     void *y) {
   return mo_cpu_product(mo_cpu_of(backend), w, bias, x, M, true, y);
 }
 
-mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round, void *y) {
+mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round,
+                         void *y) {
   int64_t N = w->rows, K = w->cols;
   int64_t row_tiles = (M + MO_TILE_ROWS - 1) / MO_TILE_ROWS, col_tiles = (N + MO_TILE_COLS - 1) / MO_TILE_COLS;
   MO_TRY(mo_cpu_reserve(cpu, (size_t)(MO_TILE_COLS * (K + 1)) * sizeof(float)));

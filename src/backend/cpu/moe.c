@@ -85,7 +85,8 @@ static void route_sigmoid(const mo_model_spec *spec, const float *correction, fl
   if (spec->moe.groups > spec->moe.top_groups) keep_groups(spec, choice, taken);
   choose_best(spec, choice, taken, expert);
   for (int64_t j = 0; j < spec->moe.top_k; j++) sum += weight[j] = scores[expert[j]];
-  for (int64_t j = 0; j < spec->moe.top_k; j++) weight[j] = (spec->moe.renormalise ? weight[j] / sum : weight[j]) * spec->moe.routed_scale;
+  for (int64_t j = 0; j < spec->moe.top_k; j++)
+    weight[j] = (spec->moe.renormalise ? weight[j] / sum : weight[j]) * spec->moe.routed_scale;
 }
 
 /* Experts and weights of one token from its E logits (overwritten). scratch: [E] floats, then [2E] bools. */
@@ -115,14 +116,15 @@ static void group_rows(int64_t T, int64_t E, int64_t K, mo_routing *routing, int
   }
 }
 
-mo_status cpu_route(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x, int64_t T,
-                    mo_routing *routing) {
+mo_status cpu_route(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
+                    int64_t T, mo_routing *routing) {
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t E = spec->moe.experts, K = spec->moe.top_k;
   void *block;
   MO_TRY(mo_cpu_rows(cpu, (size_t)((T + 1) * E) * sizeof(float), &block));
   float *logits = block, *correction = logits + T * E;
-  MO_TRY(mo_cpu_product(cpu, &weights->one[MO_ROUTER], &weights->one[MO_ROUTER_BIAS], x, T, !spec->moe.router_float, logits));
+  MO_TRY(mo_cpu_product(cpu, &weights->one[MO_ROUTER], &weights->one[MO_ROUTER_BIAS], x, T, !spec->moe.router_float,
+                        logits));
   if (spec->moe.correction) mo_cpu_convert_exact(&weights->one[MO_ROUTER_CORRECTION], 0, E, correction);
   MO_TRY(mo_cpu_reserve(cpu, (size_t)E * sizeof(int64_t)));
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
@@ -166,7 +168,8 @@ static void list_tiles(const expert_group *group, int64_t columns, expert_tile *
 }
 
 /* y [m, n] of row length ldy += bias [n0..]; rounds before and after, as the reference's two operators do. */
-static void add_bias(const mo_cpu *cpu, const mo_weight *bias, int64_t m, int64_t n0, int64_t n, float *b, float *y, int64_t ldy) {
+static void add_bias(const mo_cpu *cpu, const mo_weight *bias, int64_t m, int64_t n0, int64_t n, float *b, float *y,
+                     int64_t ldy) {
   mo_cpu_convert(cpu, bias, n0, n, b);
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < n; j++) y[i * ldy + j] = mo_round(cpu, mo_round(cpu, y[i * ldy + j]) + b[j]);
@@ -185,11 +188,13 @@ static float clamped_glu(const mo_cpu *cpu, const mo_model_spec *spec, float g, 
 static void fused_tile(const mo_cpu *cpu, const expert_group *group, const expert_tile *tile, float *panel) {
   int64_t H = group->spec->hidden, F = group->spec->moe.width, n = 2 * tile->n;
   float *b = panel + 2 * MO_TILE_COLS * H, *both = b + 2 * MO_TILE_COLS;
-  mo_cpu_tile(cpu, group->weights->expert_gate_up + tile->expert, group->in + tile->m0 * H, tile->m, 2 * tile->n0, n, panel, both, n);
+  mo_cpu_tile(cpu, group->weights->expert_gate_up + tile->expert, group->in + tile->m0 * H, tile->m, 2 * tile->n0, n,
+              panel, both, n);
   add_bias(cpu, group->weights->expert_gate_up_bias + tile->expert, tile->m, 2 * tile->n0, n, b, both, n);
   for (int64_t i = 0; i < tile->m; i++)
     for (int64_t j = 0; j < tile->n; j++)
-      group->gate[(tile->m0 + i) * F + tile->n0 + j] = clamped_glu(cpu, group->spec, both[i * n + 2 * j], both[i * n + 2 * j + 1]);
+      group->gate[(tile->m0 + i) * F + tile->n0 + j] =
+          clamped_glu(cpu, group->spec, both[i * n + 2 * j], both[i * n + 2 * j + 1]);
 }
 
 static void gate_up_tile(const mo_cpu *cpu, const expert_group *group, const expert_tile *tile, float *panel) {
@@ -206,8 +211,8 @@ static void gate_up_tile(const mo_cpu *cpu, const expert_group *group, const exp
 static void down_tile(const mo_cpu *cpu, const expert_group *group, const expert_tile *tile, float *panel) {
   int64_t H = group->spec->hidden, F = group->spec->moe.width;
   float *y = group->out + (group->r0 + tile->m0) * H + tile->n0;
-  mo_cpu_tile(cpu, group->weights->expert_down + tile->expert, group->gate + tile->m0 * F, tile->m, tile->n0, tile->n, panel, y,
-              H);
+  mo_cpu_tile(cpu, group->weights->expert_down + tile->expert, group->gate + tile->m0 * F, tile->m, tile->n0, tile->n,
+              panel, y, H);
   if (group->spec->moe.expert_bias)
     add_bias(cpu, group->weights->expert_down_bias + tile->expert, tile->m, tile->n0, tile->n, panel, y, H);
   else if (cpu->bf16)

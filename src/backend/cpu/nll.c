@@ -15,11 +15,11 @@ typedef struct {
 typedef struct {
   const mo_cpu *cpu;
   const mo_weight *w;
-  const float *x;       /* [m, H] rows that have a next token */
-  const int32_t *next;  /* [m] the next token */
+  const float *x;      /* [m, H] rows that have a next token */
+  const int32_t *next; /* [m] the next token */
   int64_t m, tiles;
-  partial *partials;    /* [m, tiles] */
-  float *target;        /* [m] logit of the next token */
+  partial *partials; /* [m, tiles] */
+  float *target;     /* [m] logit of the next token */
 } nll_job;
 
 static void vocabulary_tile(const nll_job *job, int64_t tile, float *scratch) {
@@ -49,8 +49,8 @@ static float finish_row(const nll_job *job, int64_t i) {
   return (float)((double)top + log(sum) - job->target[i]);
 }
 
-mo_status cpu_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B, int64_t S,
-                  float *nll) {
+mo_status cpu_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
+                  int64_t S, float *nll) {
   enum { ROWS = 1024 };
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = lm_head->cols, tiles = (lm_head->rows + VOCAB_TILE - 1) / VOCAB_TILE;
@@ -62,10 +62,11 @@ mo_status cpu_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, 
   for (int64_t b = 0; b < B; b++)
     for (int64_t s0 = 0; s0 < S - 1; s0 += ROWS) {
       int64_t m = S - 1 - s0 < ROWS ? S - 1 - s0 : ROWS;
-      nll_job job = {cpu, lm_head, (const float *)x + (b * S + s0) * H, ids + b * S + s0 + 1, m, tiles, block,
-                     (float *)((partial *)block + m * tiles)};
+      nll_job job = {cpu,   lm_head, (const float *)x + (b * S + s0) * H,    ids + b * S + s0 + 1, m,
+                     tiles, block,   (float *)((partial *)block + m * tiles)};
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->threads)
-      for (int64_t tile = 0; tile < tiles; tile++) vocabulary_tile(&job, tile, mo_cpu_scratch(cpu, omp_get_thread_num()));
+      for (int64_t tile = 0; tile < tiles; tile++)
+        vocabulary_tile(&job, tile, mo_cpu_scratch(cpu, omp_get_thread_num()));
       for (int64_t i = 0; i < m; i++) nll[b * (S - 1) + s0 + i] = finish_row(&job, i);
     }
   return MO_OK;

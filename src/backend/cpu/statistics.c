@@ -10,7 +10,8 @@ enum { FEATURE_BLOCK = 64 };
 /* Room for the micro-batch's arrays in one block; the layout is fixed by B and H. */
 static mo_status reserve_arrays(mo_cpu *cpu, int64_t B, int64_t H) {
   size_t cells = (size_t)(B * H), rows = (size_t)B;
-  size_t bytes = cells * (sizeof(double) + 2 * sizeof(int32_t) + 2 * sizeof(float)) + rows * (2 * sizeof(double) + sizeof(float));
+  size_t bytes =
+      cells * (sizeof(double) + 2 * sizeof(int32_t) + 2 * sizeof(float)) + rows * (2 * sizeof(double) + sizeof(float));
   if (bytes > cpu->statistics_bytes) {
     free(cpu->statistics_block);
     cpu->statistics_bytes = 0;

@@ -1,0 +1,252 @@
+/* The CUDA backend's table, memory, uploads and transfers. */
+#include "backend/cuda/cuda.cuh"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Uploads run on streams of their own, one per reader thread; a ticket is the event behind the copy. */
+static thread_local cudaStream_t upload_stream;
+
+static mo_status cuda_alloc(mo_backend *backend, size_t bytes, void **memory) {
+  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
+  if (cudaMalloc(memory, bytes ? bytes : 256) == cudaSuccess) return MO_OK;
+  (void)cudaGetLastError();
+  size_t available = 0, total = 0;
+  (void)cudaMemGetInfo(&available, &total);
+  *memory = NULL;
+  return MO_FAIL(
+      MO_FAILED,
+      "out of GPU memory (%.3f GB asked for, %.3f GB free): set a smaller engine.device_memory_gb or use more "
+      "ranks",
+      1e-9 * (double)bytes, 1e-9 * (double)available);
+}
+
+static void cuda_free(mo_backend *backend, void *memory) {
+  (void)cudaSetDevice(mo_cuda_of(backend)->device);
+  (void)cudaFree(memory);
+}
+
+static mo_status cuda_alloc_host(mo_backend *backend, size_t bytes, void **memory) {
+  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
+  MO_CUDA(cudaMallocHost(memory, bytes ? bytes : 256));
+  return MO_OK;
+}
+
+static void cuda_free_host(mo_backend *backend, void *memory) {
+  (void)backend;
+  if (memory) (void)cudaFreeHost(memory);
+}
+
+static mo_status create(mo_cuda *cuda) {
+  enum { BLAS_WORKSPACE = 64 << 20 };
+  cudaDeviceProp properties;
+  MO_CUDA(cudaSetDevice(cuda->device));
+  MO_CUDA(cudaGetDeviceProperties(&properties, cuda->device));
+  cuda->multiprocessors = properties.multiProcessorCount;
+  MO_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
+  MO_CUDA(cudaEventCreateWithFlags(&cuda->fork, cudaEventDisableTiming));
+  MO_BLAS(cublasCreate(&cuda->blas));
+  for (int i = 0; i < MO_CUDA_EXPERT_STREAMS; i++) {
+    MO_CUDA(cudaStreamCreateWithFlags(&cuda->experts[i], cudaStreamNonBlocking));
+    MO_CUDA(cudaEventCreateWithFlags(&cuda->join[i], cudaEventDisableTiming));
+    MO_BLAS(cublasCreate(&cuda->expert_blas[i])); /* a handle's workspace serves one stream at a time */
+    MO_BLAS(cublasSetStream(cuda->expert_blas[i], cuda->experts[i]));
+  }
+  MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
+  MO_BLAS(cublasSetStream(cuda->blas, cuda->stream));
+  MO_BLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
+  return MO_OK;
+}
+
+static void cuda_close(mo_backend *backend) {
+  if (!backend) return;
+  mo_cuda *cuda = mo_cuda_of(backend);
+  (void)cudaSetDevice(cuda->device);
+  (void)cudaDeviceSynchronize();
+  for (int i = 0; i < MO_CUDA_EXPERT_STREAMS; i++) {
+    if (cuda->expert_blas[i]) (void)cublasDestroy(cuda->expert_blas[i]);
+    if (cuda->experts[i]) (void)cudaStreamDestroy(cuda->experts[i]);
+    if (cuda->join[i]) (void)cudaEventDestroy(cuda->join[i]);
+  }
+  if (cuda->blas) (void)cublasDestroy(cuda->blas);
+  if (cuda->fork) (void)cudaEventDestroy(cuda->fork);
+  if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
+  (void)cudaFree(cuda->blas_workspace);
+  for (int i = 0; i < MO_SCRATCH_COUNT; i++) (void)cudaFree(cuda->scratch[i]);
+  if (cuda->host) (void)cudaFreeHost(cuda->host);
+  if (cuda->statistics_host) (void)cudaFreeHost(cuda->statistics_host);
+  free(cuda);
+}
+
+extern "C" bool mo_backend_cuda_present(void) {
+  int devices = 0;
+  bool present = cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
+  (void)cudaGetLastError();
+  return present;
+}
+
+static int64_t cuda_available_memory(mo_backend *backend, int sharers) {
+  size_t available = 0, total = 0;
+  (void)sharers; /* a GPU belongs to one rank */
+  (void)cudaSetDevice(mo_cuda_of(backend)->device);
+  return cudaMemGetInfo(&available, &total) == cudaSuccess ? (int64_t)available : 0;
+}
+
+static mo_status cuda_open(mo_backend **backend, const mo_backend_options *options) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+    return MO_FAIL(MO_INVALID,
+                   "no CUDA device is visible (engine.device): set engine.device to \"cpu\", or check nvidia-smi and "
+                   "CUDA_VISIBLE_DEVICES");
+  if (options->device >= devices)
+    return MO_FAIL(MO_INVALID,
+                   "this node runs more ranks than it has GPUs (%d GPU%s visible): start at most one rank per GPU",
+                   devices, devices == 1 ? "" : "s");
+  mo_cuda *cuda = (mo_cuda *)mo_alloc(1, sizeof *cuda);
+  if (!cuda) return MO_FAILED;
+  cuda->base.table = &mo_backend_cuda;
+  cuda->base.precision = options->precision;
+  cuda->base.activation_bytes = options->precision == MO_PRECISION_BF16 ? 2 : 4;
+  cuda->bf16_run = options->precision == MO_PRECISION_BF16;
+  cuda->device = options->device;
+  mo_status status = create(cuda);
+  if (status != MO_OK)
+    cuda_close(&cuda->base);
+  else
+    *backend = &cuda->base;
+  return status;
+}
+
+mo_status mo_cuda_scratch(mo_cuda *cuda, mo_scratch_use use, size_t bytes, void **memory) {
+  if (bytes > cuda->scratch_bytes[use]) {
+    MO_CUDA(cudaDeviceSynchronize()); /* the old block may still be in use on any stream */
+    MO_CUDA(cudaFree(cuda->scratch[use]));
+    cuda->scratch[use] = NULL;
+    cuda->scratch_bytes[use] = 0;
+    MO_TRY(cuda_alloc(&cuda->base, bytes, &cuda->scratch[use]));
+    cuda->scratch_bytes[use] = bytes;
+  }
+  *memory = cuda->scratch[use];
+  return MO_OK;
+}
+
+mo_status mo_cuda_host(mo_cuda *cuda, size_t bytes, void **memory) {
+  if (bytes > cuda->host_bytes) {
+    MO_CUDA(cudaStreamSynchronize(cuda->stream));
+    if (cuda->host) MO_CUDA(cudaFreeHost(cuda->host));
+    cuda->host = NULL;
+    cuda->host_bytes = 0;
+    MO_TRY(cuda_alloc_host(&cuda->base, bytes, &cuda->host));
+    cuda->host_bytes = bytes;
+  }
+  *memory = cuda->host;
+  return MO_OK;
+}
+
+static mo_status cuda_upload(mo_backend *backend, void *destination, const void *host, size_t bytes, int64_t *ticket) {
+  cudaEvent_t done;
+  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
+  if (!upload_stream) MO_CUDA(cudaStreamCreateWithFlags(&upload_stream, cudaStreamNonBlocking));
+  MO_CUDA(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+  MO_CUDA(cudaMemcpyAsync(destination, host, bytes, cudaMemcpyHostToDevice, upload_stream));
+  MO_CUDA(cudaEventRecord(done, upload_stream));
+  *ticket = (int64_t)(intptr_t)done;
+  return MO_OK;
+}
+
+static mo_status cuda_upload_wait(mo_backend *backend, int64_t ticket) {
+  cudaEvent_t done = (cudaEvent_t)(intptr_t)ticket;
+  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
+  MO_CUDA(cudaEventSynchronize(done));
+  MO_CUDA(cudaEventDestroy(done));
+  return MO_OK;
+}
+
+static mo_status cuda_sync(mo_backend *backend) {
+  MO_CUDA(cudaStreamSynchronize(mo_cuda_of(backend)->stream));
+  return MO_OK;
+}
+
+static mo_status cuda_download(mo_backend *backend, const void *memory, size_t bytes, void *host) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  MO_CUDA(cudaMemcpyAsync(host, memory, bytes, cudaMemcpyDeviceToHost, cuda->stream));
+  return cuda_sync(backend);
+}
+
+static mo_status cuda_zero(mo_backend *backend, void *memory, size_t bytes) {
+  MO_CUDA(cudaMemsetAsync(memory, 0, bytes, mo_cuda_of(backend)->stream));
+  return MO_OK;
+}
+
+/* bf16 activations travel as bf16 and are widened on the host: exact, and half the bytes. */
+static mo_status cuda_read_activations(mo_backend *backend, const void *x, int64_t count, float *host) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  if (!cuda->bf16_run) return cuda_download(backend, x, (size_t)count * sizeof(float), host);
+  void *narrow;
+  MO_TRY(mo_cuda_host(cuda, (size_t)count * 2, &narrow));
+  MO_TRY(cuda_download(backend, x, (size_t)count * 2, narrow));
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t wide = (uint32_t)((const uint16_t *)narrow)[i] << 16;
+    memcpy(host + i, &wide, 4);
+  }
+  return MO_OK;
+}
+
+static mo_status cuda_write_activations(mo_backend *backend, void *x, int64_t count, const float *host) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  size_t bytes = (size_t)count * (size_t)cuda->base.activation_bytes;
+  const void *source = host;
+  if (cuda->bf16_run) {
+    void *narrow;
+    MO_TRY(mo_cuda_host(cuda, bytes, &narrow));
+    for (int64_t i = 0; i < count; i++) {
+      uint32_t wide;
+      memcpy(&wide, host + i, 4);
+      ((uint16_t *)narrow)[i] = (uint16_t)(wide >> 16);
+    }
+    source = narrow;
+  }
+  MO_CUDA(cudaMemcpyAsync(x, source, bytes, cudaMemcpyHostToDevice, cuda->stream));
+  return cuda_sync(backend);
+}
+
+static mo_backend_table make_table(void) {
+  mo_backend_table t = {};
+  t.name = "cuda";
+  t.host_memory = false;
+  t.open = cuda_open;
+  t.close = cuda_close;
+  t.available_memory = cuda_available_memory;
+  t.alloc = cuda_alloc;
+  t.free = cuda_free;
+  t.alloc_host = cuda_alloc_host;
+  t.free_host = cuda_free_host;
+  t.upload = cuda_upload;
+  t.upload_wait = cuda_upload_wait;
+  t.read_activations = cuda_read_activations;
+  t.write_activations = cuda_write_activations;
+  t.download = cuda_download;
+  t.zero = cuda_zero;
+  t.sync = cuda_sync;
+  t.embed = cuda_embed;
+  t.norm = cuda_norm;
+  t.linear = cuda_linear;
+  t.clamp = cuda_clamp;
+  t.rope = cuda_rope;
+  t.attention = cuda_attention;
+  t.split = cuda_split;
+  t.sigmoid_gate = cuda_sigmoid_gate;
+  t.delta_conv = cuda_delta_conv;
+  t.delta_rule = cuda_delta_rule;
+  t.delta_norm = cuda_delta_norm;
+  t.add = cuda_add;
+  t.glu = cuda_glu;
+  t.route = cuda_route;
+  t.experts = cuda_experts;
+  t.combine = cuda_combine;
+  t.site_statistics = cuda_site_statistics;
+  t.nll = cuda_nll;
+  return t;
+}
+
+extern "C" const mo_backend_table mo_backend_cuda = make_table();

@@ -1,0 +1,402 @@
+/* Site statistics on the GPU: one pass over the activations in tiles of 64 positions by 32 packs of columns. Outliers are
+ * rare: a tile looks at a column again (in cache) only where the first look saw one. Then two small kernels add up the
+ * tiles in order: results depend neither on the micro-batch nor on the scheduling. Semantics: cpu_site_statistics. */
+#include "backend/cuda/pack.cuh"
+
+enum : int {
+  SEGMENT = 64, /* positions of a tile: one word of the position bits */
+  WARPS = 8,
+  THREADS = WARPS * 32,
+  DEPTH = SEGMENT / WARPS /* positions of a warp */
+};
+
+/* Outlier values of a column in a tile; defined only where there are any. */
+typedef struct {
+  float min, max;
+  double sum_abs;
+} extremes;
+
+/* Over all values of a tile. */
+typedef struct {
+  double sum, squares, top;
+} tile_sums;
+
+typedef struct {
+  const void *x;
+  int64_t B, S, H;
+  int64_t segments, column_tiles; /* tiles of a sequence: [segments, column_tiles] */
+  float threshold;
+  uint64_t *positions; /* [B, H, segments] of this micro-batch */
+  uint16_t *hits;      /* [B, segments, H] outlier values, and 256 times the positive ones */
+  extremes *partials;  /* [B, segments, H] */
+  tile_sums *sums;     /* [B, segments, column_tiles] */
+  mo_outlier *list;    /* [capacity] */
+  int64_t capacity;
+} site_job;
+
+/* The micro-batch's results, laid out alike on device and host. */
+typedef struct {
+  unsigned long long *n_outliers;
+  double *sum_abs, *sum, *sum_squares;
+  int32_t *count, *positive;
+  float *min, *max, *max_abs;
+} site_results;
+
+static size_t result_bytes_of(int64_t B, int64_t H) {
+  size_t cell = sizeof(double) + 2 * sizeof(int32_t) + 2 * sizeof(float), row = 2 * sizeof(double) + sizeof(float);
+  return (256 + (size_t)(B * H) * cell + (size_t)B * row + 255) / 256 * 256;
+}
+
+/* Results in a block of that size. */
+static site_results lay_out(void *block, int64_t B, int64_t H) {
+  int64_t cells = B * H;
+  site_results r;
+  r.n_outliers = (unsigned long long *)block;
+  r.sum_abs = (double *)((char *)block + 256);
+  r.sum = r.sum_abs + cells;
+  r.sum_squares = r.sum + B;
+  r.count = (int32_t *)(r.sum_squares + B);
+  r.positive = r.count + cells;
+  r.min = (float *)(r.positive + cells);
+  r.max = r.min + cells;
+  r.max_abs = r.max + cells;
+  return r;
+}
+
+/* --- a tile --- */
+
+/* Outliers of a tile's columns, filled by the second look. */
+template <int COLUMNS>
+struct tile_hits {
+  uint64_t bits[COLUMNS];   /* positions */
+  uint16_t hits[COLUMNS];   /* as site_job's */
+  uint8_t flagged[COLUMNS]; /* the first look saw an outlier */
+  int offset[COLUMNS];      /* of the column's values among the tile's */
+  int total;
+  unsigned long long base; /* of the tile's values in the list */
+};
+
+/* First look at this warp's positions of the tile: sums, and the largest |x| of each of the lane's columns. `rows`: valid
+ * positions. Where PACKED, column k of the lane is lane*W + k, else k*32 + lane. */
+template <typename T, bool PACKED>
+static __device__ void first_look(const T *tile, int64_t H, int rows, int columns, float (&top)[mo_pack<T>::width],
+                                  double &sum, double &squares) {
+  constexpr int W = mo_pack<T>::width;
+  int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+  float x[PACKED ? 1 : DEPTH][W];
+  uint4 raw[DEPTH];
+#pragma unroll
+  for (int i = 0; i < DEPTH; i++) { /* all loads before the first use */
+    int p = warp * DEPTH + i;
+    if constexpr (PACKED) {
+      raw[i] = p < rows && lane * W < columns ? *reinterpret_cast<const uint4 *>(tile + p * H + lane * W)
+                                              : make_uint4(0, 0, 0, 0);
+    } else {
+#pragma unroll
+      for (int k = 0; k < W; k++)
+        x[i][k] = p < rows && k * 32 + lane < columns ? to_float(tile[p * H + k * 32 + lane]) : 0.0f;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < DEPTH; i++) {
+    float(&v)[W] = x[PACKED ? 0 : i];
+    if constexpr (PACKED) unpack(raw[i], v, tile);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+      double value = v[k];
+      top[k] = fmaxf(top[k], fabsf(v[k]));
+      sum += value;
+      squares = fma(value, value, squares);
+    }
+  }
+}
+
+/* Sums and largest |x| of the tile in a fixed order, to *out. */
+static __device__ void reduce_tile(double sum, double squares, float top, tile_sums *out) {
+  __shared__ tile_sums warps[WARPS];
+#pragma unroll
+  for (int step = 16; step; step /= 2) {
+    sum += __shfl_xor_sync(~0u, sum, step);
+    squares += __shfl_xor_sync(~0u, squares, step);
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
+  }
+  if (threadIdx.x % 32 == 0) {
+    tile_sums &mine = warps[threadIdx.x / 32];
+    mine.sum = sum, mine.squares = squares, mine.top = top;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  tile_sums all = warps[0];
+  for (int i = 1; i < WARPS; i++) {
+    all.sum += warps[i].sum;
+    all.squares += warps[i].squares;
+    all.top = fmax(all.top, warps[i].top);
+  }
+  *out = all;
+}
+
+/* Second look, by one warp: outliers of column c (column h of the site). cell: of (b, segment, h). */
+template <typename T, typename Hits>
+static __device__ void count_column(const site_job &job, const T *tile, int rows, int c, int64_t cell, uint64_t *word,
+                                    Hits &found) {
+  int lane = (int)threadIdx.x % 32;
+  float low = INFINITY, high = -INFINITY;
+  double sum_abs = 0;
+  uint64_t bits = 0;
+  int positive = 0;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int p = lane + 32 * half;
+    float x = p < rows ? to_float(tile[p * job.H + c]) : 0.0f;
+    bool hit = p < rows && fabsf(x) >= job.threshold;
+    if (hit) {
+      low = fminf(low, x);
+      high = fmaxf(high, x);
+      sum_abs += (double)fabsf(x);
+    }
+    bits |= (uint64_t)__ballot_sync(~0u, hit) << (32 * half);
+    positive += __popc(__ballot_sync(~0u, hit && x > 0));
+  }
+  if (bits == 0) return;
+#pragma unroll
+  for (int step = 16; step; step /= 2) {
+    low = fminf(low, __shfl_xor_sync(~0u, low, step));
+    high = fmaxf(high, __shfl_xor_sync(~0u, high, step));
+    sum_abs += __shfl_xor_sync(~0u, sum_abs, step);
+  }
+  if (lane != 0) return;
+  int count = __popcll(bits);
+  found.bits[c] = bits;
+  found.hits[c] = (uint16_t)(count + 256 * positive);
+  found.offset[c] = atomicAdd(&found.total, count); /* any order: the list has none */
+  job.partials[cell].min = low;
+  job.partials[cell].max = high;
+  job.partials[cell].sum_abs = sum_abs;
+  *word |= bits;
+}
+
+/* The column's outlier values to the list, as far as it has room. */
+template <typename T, typename Hits>
+static __device__ void list_column(const site_job &job, const T *tile, int c, int64_t h, const Hits &found) {
+  uint64_t bits = found.bits[c];
+  int64_t first = (int64_t)found.base + found.offset[c];
+  for (int p = (int)threadIdx.x % 32; p < SEGMENT; p += 32) {
+    if (!(bits >> p & 1)) continue;
+    int64_t at = first + __popcll(bits & (((uint64_t)1 << p) - 1));
+    if (at >= job.capacity) continue;
+    job.list[at].feature = (int32_t)h;
+    job.list[at].value = to_float(tile[p * job.H + c]);
+  }
+}
+
+/* A block per tile, tiles of the same positions side by side. */
+template <typename T, bool PACKED>
+static __global__ void __launch_bounds__(THREADS) scan_tiles(site_job job, unsigned long long *n_outliers) {
+  constexpr int W = mo_pack<T>::width, COLUMNS = 32 * W;
+  __shared__ tile_hits<COLUMNS> found;
+  int64_t place = blockIdx.x / job.column_tiles,
+          h0 = blockIdx.x % job.column_tiles * COLUMNS; /* place: of (b, segment) */
+  int64_t b = place / job.segments, segment = place % job.segments;
+  int rows = (int)(job.S - segment * SEGMENT < SEGMENT ? job.S - segment * SEGMENT : SEGMENT);
+  int columns = (int)(job.H - h0 < COLUMNS ? job.H - h0 : COLUMNS);
+  const T *tile = (const T *)job.x + (b * job.S + segment * SEGMENT) * job.H + h0;
+  int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+  if (threadIdx.x < COLUMNS) {
+    found.hits[threadIdx.x] = 0;
+    found.flagged[threadIdx.x] = 0;
+  }
+  if (threadIdx.x == 0) found.total = 0;
+  __syncthreads();
+  float top[W] = {}, largest = 0;
+  double sum = 0, squares = 0;
+  first_look<T, PACKED>(tile, job.H, rows, columns, top, sum, squares);
+  int any = 0;
+#pragma unroll
+  for (int k = 0; k < W; k++) {
+    largest = fmaxf(largest, top[k]);
+    if (!(top[k] >= job.threshold)) continue;
+    found.flagged[PACKED ? lane * W + k : k * 32 + lane] = 1;
+    any = 1;
+  }
+  reduce_tile(sum, squares, largest, job.sums + blockIdx.x);
+  if (__syncthreads_or(any)) {
+    for (int c = warp; c < columns; c += WARPS)
+      if (found.flagged[c])
+        count_column(job, tile, rows, c, place * job.H + h0 + c,
+                     job.positions + (b * job.H + h0 + c) * job.segments + segment, found);
+    __syncthreads();
+    if (threadIdx.x == 0 && found.total) found.base = atomicAdd(n_outliers, (unsigned long long)found.total);
+    __syncthreads();
+    for (int c = warp; c < columns; c += WARPS)
+      if (found.hits[c]) list_column(job, tile, c, h0 + c, found);
+  }
+  if (threadIdx.x < columns) job.hits[place * job.H + h0 + threadIdx.x] = found.hits[threadIdx.x];
+}
+
+/* --- adding up --- */
+
+/* A thread per (b, h): its segments in order. */
+static __global__ void sum_cells(site_job job, site_results r) {
+  int64_t cell = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (cell >= job.B * job.H) return;
+  int64_t first = cell / job.H * job.segments * job.H + cell % job.H;
+  const uint16_t *__restrict__ hits = job.hits + first;
+  const extremes *__restrict__ partials = job.partials + first;
+  int32_t count = 0, positive = 0;
+  float low = INFINITY, high = -INFINITY;
+  double sum_abs = 0;
+#pragma unroll 16
+  for (int64_t s = 0; s < job.segments; s++) {
+    int hit = hits[s * job.H];
+    if (!hit) continue;
+    extremes part = partials[s * job.H];
+    count += hit % 256;
+    positive += hit / 256;
+    low = fminf(low, part.min);
+    high = fmaxf(high, part.max);
+    sum_abs += part.sum_abs;
+  }
+  r.count[cell] = count;
+  r.positive[cell] = positive;
+  r.min[cell] = low;
+  r.max[cell] = high;
+  r.sum_abs[cell] = sum_abs;
+}
+
+/* A block per sequence: its tiles in a fixed order. */
+static __global__ void __launch_bounds__(THREADS) sum_sequences(site_job job, site_results r) {
+  __shared__ tile_sums all[THREADS];
+  int64_t b = blockIdx.x, n = job.segments * job.column_tiles;
+  double sum = 0, squares = 0, top = 0;
+  for (int64_t i = threadIdx.x; i < n; i += THREADS) {
+    const tile_sums &part = job.sums[b * n + i];
+    sum += part.sum;
+    squares += part.squares;
+    top = fmax(top, part.top);
+  }
+  all[threadIdx.x].sum = sum, all[threadIdx.x].squares = squares, all[threadIdx.x].top = top;
+  for (int half = THREADS / 2; half; half /= 2) {
+    __syncthreads();
+    if ((int)threadIdx.x >= half) continue;
+    tile_sums &mine = all[threadIdx.x], &other = all[threadIdx.x + half];
+    mine.sum += other.sum;
+    mine.squares += other.squares;
+    mine.top = fmax(mine.top, other.top);
+  }
+  if (threadIdx.x != 0) return;
+  r.sum[b] = all[0].sum;
+  r.sum_squares[b] = all[0].squares;
+  r.max_abs[b] = (float)all[0].top;
+}
+
+/* --- the operation --- */
+
+template <typename T>
+static mo_status launch_scan(mo_cuda *cuda, const site_job &job, const site_results &results) {
+  int64_t tiles = job.B * job.segments * job.column_tiles;
+  MO_CUDA(cudaMemsetAsync(results.n_outliers, 0, sizeof *results.n_outliers, cuda->stream));
+  if (mo_packs(cuda, job.x, job.H))
+    scan_tiles<T, true><<<(unsigned)tiles, THREADS, 0, cuda->stream>>>(job, results.n_outliers);
+  else
+    scan_tiles<T, false><<<(unsigned)tiles, THREADS, 0, cuda->stream>>>(job, results.n_outliers);
+  MO_LAUNCHED("scan_tiles");
+  sum_cells<<<(unsigned)((job.B * job.H + THREADS - 1) / THREADS), THREADS, 0, cuda->stream>>>(job, results);
+  MO_LAUNCHED("sum_cells");
+  sum_sequences<<<(unsigned)job.B, THREADS, 0, cuda->stream>>>(job, results);
+  MO_LAUNCHED("sum_sequences");
+  return MO_OK;
+}
+
+/* Pinned memory of at least `bytes` for the results; contents undefined. */
+static mo_status reserve_host(mo_cuda *cuda, size_t bytes) {
+  if (bytes <= cuda->statistics_host_bytes) return MO_OK;
+  if (cuda->statistics_host) MO_CUDA(cudaFreeHost(cuda->statistics_host));
+  cuda->statistics_host = NULL;
+  cuda->statistics_host_bytes = 0;
+  MO_CUDA(cudaMallocHost(&cuda->statistics_host, bytes));
+  cuda->statistics_host_bytes = bytes;
+  return MO_OK;
+}
+
+/* Device arrays of the job in one block, after the results. */
+static mo_status reserve_device(mo_cuda *cuda, site_job *job, size_t result_bytes, site_results *results) {
+  size_t cells = (size_t)(job->B * job->segments * job->H),
+         tiles = (size_t)(job->B * job->segments * job->column_tiles);
+  size_t bytes = result_bytes + cells * (sizeof(extremes) + sizeof(uint16_t)) + tiles * sizeof(tile_sums);
+  void *block;
+  MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_STATISTICS, bytes, &block));
+  *results = lay_out(block, job->B, job->H);
+  job->partials = (extremes *)((char *)block + result_bytes);
+  job->sums = (tile_sums *)(job->partials + cells);
+  job->hits = (uint16_t *)(job->sums + tiles);
+  return MO_OK;
+}
+
+/* Run the kernels and bring results and number of outliers to the host; once more if the list was too short. */
+static mo_status scan_site(mo_cuda *cuda, site_job *job, const site_results *results, size_t result_bytes,
+                           int64_t *n_outliers) {
+  const int64_t fewest = 1 << 18;
+  for (;;) {
+    int64_t room = (int64_t)(cuda->scratch_bytes[MO_SCRATCH_SMALL] / sizeof(mo_outlier));
+    void *list;
+    if (room < fewest) room = fewest;
+    if (room < *n_outliers) room = *n_outliers;
+    MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_SMALL, (size_t)room * sizeof(mo_outlier), &list));
+    job->list = (mo_outlier *)list;
+    job->capacity = room;
+    MO_TRY(MO_BY_TYPE(cuda, launch_scan, cuda, *job, *results));
+    MO_CUDA(cudaMemcpyAsync(cuda->statistics_host, results->n_outliers, result_bytes, cudaMemcpyDeviceToHost,
+                            cuda->stream));
+    MO_CUDA(cudaStreamSynchronize(cuda->stream));
+    *n_outliers = (int64_t) * (const unsigned long long *)cuda->statistics_host;
+    if (*n_outliers <= job->capacity) return MO_OK;
+  }
+}
+
+/* The list behind the results in pinned memory. */
+static mo_status fetch_list(mo_cuda *cuda, const site_job *job, const site_results *results, size_t result_bytes,
+                            int64_t n) {
+  size_t bytes = (size_t)n * sizeof(mo_outlier);
+  if (result_bytes + bytes > cuda->statistics_host_bytes) {
+    MO_TRY(reserve_host(cuda, result_bytes + bytes + bytes / 2));
+    MO_CUDA(cudaMemcpyAsync(cuda->statistics_host, results->n_outliers, result_bytes, cudaMemcpyDeviceToHost,
+                            cuda->stream));
+  }
+  if (bytes)
+    MO_CUDA(cudaMemcpyAsync((char *)cuda->statistics_host + result_bytes, job->list, bytes, cudaMemcpyDeviceToHost,
+                            cuda->stream));
+  MO_CUDA(cudaStreamSynchronize(cuda->stream));
+  return MO_OK;
+}
+
+mo_status cuda_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
+                               uint64_t *positions, int64_t first_sequence, mo_site_statistics *statistics) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  int columns = 32 * (cuda->bf16_run ? mo_pack<bf16>::width : mo_pack<float>::width);
+  site_job job = {};
+  site_results results;
+  size_t result_bytes = result_bytes_of(B, H);
+  int64_t n_outliers = 0;
+  job.x = x;
+  job.B = B, job.S = S, job.H = H;
+  job.segments = (S + SEGMENT - 1) / SEGMENT;
+  job.column_tiles = (H + columns - 1) / columns;
+  job.threshold = threshold;
+  job.positions = positions + first_sequence * H * job.segments;
+  MO_TRY(reserve_device(cuda, &job, result_bytes, &results));
+  MO_TRY(reserve_host(cuda, result_bytes));
+  MO_TRY(scan_site(cuda, &job, &results, result_bytes, &n_outliers));
+  MO_TRY(fetch_list(cuda, &job, &results, result_bytes, n_outliers));
+  results = lay_out(cuda->statistics_host, B, H);
+  mo_site_statistics *s = &cuda->statistics;
+  s->n_sequences = B;
+  s->rows = B * S;
+  s->count = results.count, s->positive = results.positive;
+  s->min = results.min, s->max = results.max;
+  s->sum_abs = results.sum_abs, s->sum = results.sum, s->sum_squares = results.sum_squares;
+  s->max_abs = results.max_abs;
+  s->outliers = (mo_outlier *)((char *)cuda->statistics_host + result_bytes);
+  s->n_outliers = n_outliers;
+  *statistics = *s;
+  return MO_OK;
+}
