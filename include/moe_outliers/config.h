@@ -15,11 +15,11 @@ typedef enum { MO_PARTITION_AUTO, MO_PARTITION_CONTIGUOUS, MO_PARTITION_INTERLEA
 typedef struct {
   struct {
     char *name;   /* hub name, "" if not given: then the folder's name is used */
-    char *path;   /* folder with config.json and *.safetensors */
-    char *config; /* config.json to plan with while the folder holds none, "" if not given */
+    char *path;   /* folder with config.json and *.safetensors; or "synthetic:SEED": random weights */
+    char *config; /* config.json of synthetic weights, and to plan with while the folder holds none; "" if not given */
   } model;
   struct {
-    char *tokens;      /* HDF5 token file */
+    char *tokens;      /* HDF5 token file; or "synthetic:SEED": random ids */
     int64_t sequences; /* N */
     int64_t length;    /* S, tokens of a sequence */
     int64_t skip;      /* sequences skipped at the start of the file */

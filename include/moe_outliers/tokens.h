@@ -17,6 +17,10 @@ typedef struct {
  * Local (serial HDF5 access; every rank may call it). Caller frees with mo_tokens_free. */
 MO_CHECKED mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int64_t n_sequences,
                                     int64_t length, int64_t vocab);
+
+/* Random ids within the vocabulary instead: a function of seed, sequence (skip counts) and position alone. */
+MO_CHECKED mo_status mo_tokens_synthetic(mo_tokens *tokens, uint64_t seed, int64_t skip, int64_t n_sequences,
+                                         int64_t length, int64_t vocab);
 void mo_tokens_free(mo_tokens *tokens);
 
 #endif

@@ -30,7 +30,7 @@ typedef struct {
   const char *dtype_name; /* as in the file, also for MO_OTHER; static */
   int32_t n_dims;
   int64_t shape[MO_MAX_DIMS];
-  int32_t file;   /* index into the checkpoint's files */
+  int32_t file;   /* index into the checkpoint's files; without files each tensor counts as one */
   int64_t offset; /* of the data in the file, from its start, bytes */
   int64_t bytes;
 } mo_tensor;
@@ -55,6 +55,12 @@ typedef struct mo_checkpoint mo_checkpoint;
  * mapped. Absent files, an index that disagrees with the shards (missing, duplicate or misplaced tensors) are
  * MO_INVALID. */
 MO_CHECKED mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory);
+
+/* A checkpoint of random weights without files: it has the tensors that the spec needs, and each read makes their bytes, those
+ * that mo_synth (synth.h) writes for the same seed and dtype. dtype of numbers: MO_F32, MO_BF16 or MO_F16; MXFP4 is MO_U8.
+ * The spec need not outlive it. Out of memory: MO_FAILED. */
+MO_CHECKED mo_status mo_checkpoint_open_synthetic(mo_checkpoint **checkpoint, const mo_model_spec *spec, mo_dtype dtype,
+                                                  uint64_t seed);
 void mo_checkpoint_close(mo_checkpoint *checkpoint);
 
 /* NULL if the checkpoint has no such tensor. Owned by the checkpoint. */
@@ -62,12 +68,13 @@ const mo_tensor *mo_checkpoint_find(const mo_checkpoint *checkpoint, const char 
 int64_t mo_checkpoint_tensor_count(const mo_checkpoint *checkpoint);
 /* Sorted by name, side by side in memory: tensor i is mo_checkpoint_tensor(checkpoint, 0) + i. */
 const mo_tensor *mo_checkpoint_tensor(const mo_checkpoint *checkpoint, int64_t index);
-const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file); /* its path */
+/* For messages: the path of a file and of the folder, "synthetic:SEED" where there are none. */
+const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file);
 const char *mo_checkpoint_directory(const mo_checkpoint *checkpoint);
 int64_t mo_checkpoint_ignored(const mo_checkpoint *checkpoint); /* tensors in shards that the index does not name */
 
 /* Read bytes [offset, offset + bytes) of a file of the checkpoint. Thread-safe (pread). A short file or a read
- * error is MO_FAILED naming the file and the range. */
+ * error is MO_FAILED naming the file and the range. Of a synthetic checkpoint only ranges within a tensor may be read. */
 MO_CHECKED mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int64_t offset, int64_t bytes,
                                         void *buffer);
 

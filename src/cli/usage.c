@@ -40,6 +40,8 @@ static const char RUN[] =
     "  moe-outliers run configs/demo.cfg\n"
     "  mpirun -np 4 moe-outliers run configs/demo.cfg -s analysis.threshold=5.0 -s output.path=results/five.h5\n"
     "  srun -n 8 moe-outliers run configs/06_glm_45_air.cfg -s engine.precision=fp32\n"
+    "  moe-outliers run configs/03_qwen3_30b.cfg -s model.path=synthetic:0 -s data.tokens=synthetic:0   (random weights\n"
+    "    in the shapes of model.config and random tokens, for timing without files)\n"
     "\n"
     "Keys of the config (libconfig), with defaults:\n";
 

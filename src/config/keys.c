@@ -35,10 +35,10 @@ static const char *const PARTITIONS[] = {"auto", "contiguous", "interleaved", NU
 /* clang-format off */
 const mo_key mo_keys[] = {
     STRING(model, name, "", 0, "name on the hub; \"\": the folder's name"),
-    STRING(model, path, NULL, MO_KEY_REQUIRED, "folder with config.json and *.safetensors"),
-    STRING(model, config, "", 0, "config.json to plan with while model.path holds none"),
+    STRING(model, path, NULL, MO_KEY_REQUIRED, "folder with config.json and *.safetensors, or synthetic:SEED"),
+    STRING(model, config, "", 0, "config.json of synthetic weights, and for plan while model.path holds none"),
 
-    STRING(data, tokens, NULL, MO_KEY_FOR_RUN, "token file (HDF5)"),
+    STRING(data, tokens, NULL, MO_KEY_FOR_RUN, "token file (HDF5), or synthetic:SEED"),
     INT(data, sequences, 16, 1, MAX_TOKENS, "sequences to run"),
     INT(data, length, 2048, 1, MAX_TOKENS, "tokens of a sequence"),
     INT(data, skip, 0, 0, 2147483647, "sequences skipped at the start of the file"),

@@ -1,14 +1,29 @@
-/* Private to the pipeline: is the model of a config there, and how does its user get it? */
+/* Private to the pipeline: where the model and the tokens of a config come from: files, or "synthetic:SEED". */
 #ifndef MO_PIPELINE_MODEL_FILES_H
 #define MO_PIPELINE_MODEL_FILES_H
 
 #include "moe_outliers/config.h"
+#include "moe_outliers/tokens.h"
+#include "moe_outliers/weights.h"
 
-/* For `run`: MO_INVALID, saying how to fetch the checkpoint, if model.path does not exist or holds no config.json. */
-MO_CHECKED mo_status mo_model_files_check(const mo_config *config);
+typedef struct {
+  const char *config_json; /* what mo_model_read can read: model.path or model.config; belongs to the config */
+  bool synthetic;          /* random weights of this seed, no files */
+  uint64_t seed;
+} mo_model_files;
 
-/* For `plan`: what mo_model_read can read: model.path if it has a config.json, else model.config. *path belongs to the config.
- * Neither: MO_INVALID. */
-MO_CHECKED mo_status mo_model_files_for_plan(const mo_config *config, const char **path);
+/* For `run`: MO_INVALID, saying how to fetch the checkpoint, if model.path does not exist or holds no config.json; if it is
+ * "synthetic:" with a bad seed, or model.config is missing then. */
+MO_CHECKED mo_status mo_model_files_for_run(const mo_config *config, mo_model_files *files);
+
+/* For `plan`: likewise, but without a checkpoint model.config will do. */
+MO_CHECKED mo_status mo_model_files_for_plan(const mo_config *config, mo_model_files *files);
+
+/* The checkpoint of model.path. Synthetic weights are float32 where config.json says so, else bf16 (and MXFP4). */
+MO_CHECKED mo_status mo_model_files_open(mo_checkpoint **checkpoint, const mo_config *config,
+                                         const mo_model_files *files, const mo_model_spec *spec);
+
+/* The ids of data.tokens. */
+MO_CHECKED mo_status mo_model_files_tokens(mo_tokens *tokens, const mo_config *config, int64_t vocab);
 
 #endif

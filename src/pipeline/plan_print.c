@@ -10,7 +10,7 @@
 
 typedef struct {
   const mo_config *config;
-  const char *config_json; /* model.path, or model.config */
+  mo_model_files files;
   mo_model_spec spec;
   mo_parameter_count parameters;
   mo_extra_count extras[MO_EXTRA_COUNT];
@@ -43,8 +43,8 @@ static mo_status make_plan(overview *o, int n_ranks, double vram_gb) {
 }
 
 static mo_status fill(overview *o, int n_ranks, double vram_gb) {
-  MO_TRY(mo_model_files_for_plan(o->config, &o->config_json));
-  MO_TRY(mo_model_read(&o->spec, o->config_json));
+  MO_TRY(mo_model_files_for_plan(o->config, &o->files));
+  MO_TRY(mo_model_read(&o->spec, o->files.config_json));
   MO_TRY(mo_model_parameters(&o->spec, &o->parameters));
   MO_TRY(mo_model_extras(&o->spec, o->extras));
   MO_TRY(make_plan(o, n_ranks, vram_gb));
@@ -64,8 +64,10 @@ static void print_model(const overview *o, FILE *out) {
   fprintf(out, "model       %s (%s), %" PRId64 " layers, hidden %" PRId64 ", vocabulary %" PRId64 "\n",
           config->model.name[0] ? config->model.name : config->model.path, spec->architecture, spec->n_layers,
           spec->hidden, spec->vocab);
-  if (o->config_json != config->model.path)
-    fprintf(out, "config      %s, as %s holds none\n", o->config_json, config->model.path);
+  if (o->files.synthetic)
+    fprintf(out, "config      %s, random weights of seed %" PRIu64 "\n", o->files.config_json, o->files.seed);
+  else if (o->files.config_json != config->model.path)
+    fprintf(out, "config      %s, as %s holds none\n", o->files.config_json, config->model.path);
   if (spec->moe.experts)
     fprintf(out, "experts     %" PRId64 ", %" PRId64 " per token\n", spec->moe.experts, spec->moe.top_k);
   fprintf(out, "parameters  %" PRId64 " total, %" PRId64 " active, %" PRId64 " active without the input embedding\n",
@@ -212,7 +214,7 @@ static json_t *extras_json(const overview *o) {
 static void add_model(const overview *o, json_t *json) {
   const mo_model_spec *spec = &o->spec;
   json_object_set_new(json, "architecture", json_string(spec->architecture));
-  json_object_set_new(json, "config", json_string(o->config_json));
+  json_object_set_new(json, "config", json_string(o->files.config_json));
   set_int(json, "layers", spec->n_layers);
   set_int(json, "hidden_size", spec->hidden);
   set_int(json, "vocabulary", spec->vocab);

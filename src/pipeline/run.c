@@ -17,6 +17,7 @@ typedef struct {
   bool verbose;
   double started;
   mo_model_spec spec;
+  mo_model_files files;
   mo_checkpoint *checkpoint;
   mo_catalogue catalogue;
   mo_tokens tokens;
@@ -56,16 +57,15 @@ static mo_status name_model(run_state *run) {
 
 static mo_status open_input(run_state *run) {
   const mo_config *config = run->config;
-  MO_TRY(mo_model_files_check(config));
+  MO_TRY(mo_model_files_for_run(config, &run->files));
   MO_TRY(mo_backend_choose(config->engine.device, &run->table));
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
-  MO_TRY(mo_model_read(&run->spec, config->model.path));
+  MO_TRY(mo_model_read(&run->spec, run->files.config_json));
   MO_TRY(check_layers(run));
   MO_TRY(name_model(run));
-  MO_TRY(mo_checkpoint_open(&run->checkpoint, config->model.path));
+  MO_TRY(mo_model_files_open(&run->checkpoint, config, &run->files, &run->spec));
   MO_TRY(mo_catalogue_build(&run->catalogue, &run->spec, run->checkpoint));
-  return mo_tokens_read(&run->tokens, config->data.tokens, config->data.skip, config->data.sequences,
-                        config->data.length, run->spec.vocab);
+  return mo_model_files_tokens(&run->tokens, config, run->spec.vocab);
 }
 
 /* --- phase 2: the backend, and the plan, the same on every rank --- */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moe_outliers/random.h"
 #include "results/h5.h"
 
 #define REMEDY "give a token file with a dataset /tokens, int32 [n, length]"
@@ -89,13 +90,18 @@ static mo_status read_dataset(mo_tokens *tokens, const mo_h5_file *file, int64_t
   return mo_h5_close(file, status, dataset);
 }
 
-mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int64_t n_sequences, int64_t length,
-                         int64_t vocab) {
-  *tokens = (mo_tokens){.n_sequences = n_sequences, .length = length};
+static mo_status check_sizes(int64_t skip, int64_t n_sequences, int64_t length, int64_t vocab) {
   if (skip < 0 || n_sequences < 1 || length < 1 || length > INT64_MAX / 4 / n_sequences || vocab < 1)
     return MO_FAIL(MO_INVALID,
                    "bad size (data.skip %lld, data.sequences %lld, data.length %lld): give positive numbers",
                    (long long)skip, (long long)n_sequences, (long long)length);
+  return MO_OK;
+}
+
+mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int64_t n_sequences, int64_t length,
+                         int64_t vocab) {
+  *tokens = (mo_tokens){.n_sequences = n_sequences, .length = length};
+  MO_TRY(check_sizes(skip, n_sequences, length, vocab));
   mo_h5_file file = {.path = path, .code = MO_INVALID, .remedy = REMEDY};
   MO_TRY(mo_h5_setup());
   MO_TRY(mo_h5_open(&file, H5F_ACC_RDONLY));
@@ -104,6 +110,20 @@ mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int6
   if (status == MO_OK) status = check_ids(tokens, path, skip, vocab);
   if (status != MO_OK) mo_tokens_free(tokens);
   return status;
+}
+
+mo_status mo_tokens_synthetic(mo_tokens *tokens, uint64_t seed, int64_t skip, int64_t n_sequences, int64_t length,
+                              int64_t vocab) {
+  *tokens = (mo_tokens){.n_sequences = n_sequences, .length = length};
+  MO_TRY(check_sizes(skip, n_sequences, length, vocab));
+  tokens->ids = mo_alloc((size_t)n_sequences, (size_t)length * sizeof *tokens->ids);
+  if (!tokens->ids) return MO_FAILED;
+  for (int64_t n = 0; n < n_sequences; n++) {
+    uint64_t key = mo_mix64(mo_mix64(seed) + (uint64_t)(skip + n));
+    for (int64_t s = 0; s < length; s++)
+      tokens->ids[n * length + s] = (int32_t)(mo_mix64(key + (uint64_t)s) % (uint64_t)vocab);
+  }
+  return MO_OK;
 }
 
 void mo_tokens_free(mo_tokens *tokens) {

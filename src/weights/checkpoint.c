@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "moe_outliers/weights.h"
+#include "weights/generate.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
 #define SINGLE_NAME "model.safetensors"
@@ -23,11 +24,13 @@ typedef struct {
   int64_t size;
 } shard;
 
+/* Of a folder, with files; or synthetic: then "file" i is random[i], one tensor from byte 0 on. */
 struct mo_checkpoint {
-  char *directory;
+  char *directory; /* a name, if synthetic */
   shard *files;
   int32_t n_files;
-  mo_tensor *tensors; /* sorted by name */
+  mo_random_tensor *random; /* NULL: of a folder */
+  mo_tensor *tensors;       /* sorted by name */
   int64_t n_tensors;
   int64_t ignored;
 };
@@ -356,6 +359,49 @@ mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory) 
   return MO_OK;
 }
 
+/* --- no folder --- */
+
+static mo_status list_random(mo_checkpoint *checkpoint, int64_t n) {
+  checkpoint->tensors = mo_alloc((size_t)n, sizeof *checkpoint->tensors);
+  if (!checkpoint->tensors) return MO_FAILED;
+  for (int64_t i = 0; i < n; i++) {
+    const mo_random_tensor *made = &checkpoint->random[i];
+    char *name = mo_strdup(made->need.name);
+    if (!name) return MO_FAILED;
+    mo_tensor *t = &checkpoint->tensors[checkpoint->n_tensors++];
+    *t = (mo_tensor){.name = name,
+                     .dtype = made->dtype,
+                     .dtype_name = mo_dtype_name(made->dtype),
+                     .n_dims = made->need.n_dims,
+                     .file = (int32_t)i,
+                     .bytes = made->bytes};
+    memcpy(t->shape, made->need.shape, sizeof made->need.shape);
+  }
+  qsort(checkpoint->tensors, (size_t)n, sizeof *checkpoint->tensors, by_name);
+  return MO_OK;
+}
+
+mo_status mo_checkpoint_open_synthetic(mo_checkpoint **checkpoint, const mo_model_spec *spec, mo_dtype dtype,
+                                       uint64_t seed) {
+  *checkpoint = NULL;
+  char name[40];
+  snprintf(name, sizeof name, "synthetic:%llu", (unsigned long long)seed);
+  mo_checkpoint *opened = mo_alloc(1, sizeof *opened);
+  if (!opened) return MO_FAILED;
+  int64_t n = 0;
+  opened->directory = mo_strdup(name);
+  mo_status status = opened->directory ? mo_random_tensors(spec, dtype, seed, &opened->random, &n) : MO_FAILED;
+  if (status == MO_OK) status = list_random(opened, n);
+  if (status != MO_OK) {
+    mo_checkpoint_close(opened);
+    return status;
+  }
+  *checkpoint = opened;
+  return MO_OK;
+}
+
+/* --- both --- */
+
 void mo_checkpoint_close(mo_checkpoint *checkpoint) {
   if (!checkpoint) return;
   for (int32_t i = 0; i < checkpoint->n_files; i++) {
@@ -364,6 +410,7 @@ void mo_checkpoint_close(mo_checkpoint *checkpoint) {
     free(checkpoint->files[i].path);
   }
   free(checkpoint->files);
+  free(checkpoint->random);
   mo_tensors_free(checkpoint->tensors, checkpoint->n_tensors);
   free(checkpoint->directory);
   free(checkpoint);
@@ -381,7 +428,9 @@ const mo_tensor *mo_checkpoint_tensor(const mo_checkpoint *checkpoint, int64_t i
   return &checkpoint->tensors[index];
 }
 
-const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file) { return checkpoint->files[file].path; }
+const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file) {
+  return checkpoint->random ? checkpoint->directory : checkpoint->files[file].path;
+}
 
 const char *mo_checkpoint_directory(const mo_checkpoint *checkpoint) { return checkpoint->directory; }
 
@@ -389,6 +438,10 @@ int64_t mo_checkpoint_ignored(const mo_checkpoint *checkpoint) { return checkpoi
 
 mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int64_t offset, int64_t bytes,
                              void *buffer) {
+  if (checkpoint->random) {
+    mo_random_fill(&checkpoint->random[file], offset, bytes, buffer);
+    return MO_OK;
+  }
   const shard *source = &checkpoint->files[file];
   return read_range(source->fd, source->path, offset, bytes, buffer);
 }

@@ -1,9 +1,8 @@
-/* Random checkpoints in the hub's format, for benchmarks and tests: every value is a function of seed, tensor and place. */
+/* Random checkpoints in the hub's format, for benchmarks and tests. */
 #include "moe_outliers/synth.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,132 +12,39 @@
 #include <jansson.h>
 
 #include "moe_outliers/model.h"
-#include "moe_outliers/weights.h"
+#include "weights/generate.h"
 
-enum { CHUNK_ELEMENTS = 1 << 20 };
+#define INDEX_NAME "model.safetensors.index.json"
+
+enum { CHUNK_BYTES = 1 << 21 };
 static const int64_t shard_bytes = 5000000000; /* as the hub's shards */
 
 typedef struct {
-  mo_tensor_need need;
-  int64_t elements, offset, bytes; /* offset in the data part of its shard */
+  int64_t offset; /* in the data part of its shard */
   int shard;
-} synth_tensor;
+} place;
 
 typedef struct {
   mo_model_spec spec;
   const char *directory;
   uint64_t seed;
   mo_dtype dtype;
-  synth_tensor *tensors;
+  mo_random_tensor *tensors;
+  place *places; /* of each tensor */
   int64_t n_tensors;
   int n_shards;
 } synth;
 
-/* splitmix64 (Steele, Lea, Flood 2014). */
-static uint64_t mix(uint64_t z) {
-  z += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-static uint64_t hash_name(uint64_t seed, const char *name) {
-  uint64_t h = mix(seed);
-  for (; *name; name++) h = mix(h ^ (unsigned char)*name);
-  return h;
-}
-
-/* How the values of a tensor are spread: uniform with mean and standard deviation; `spikes`: one in 97 is 12 times as large. */
-typedef struct {
-  float mean, deviation;
-  bool spikes;
-} spread;
-
-static spread spread_of(const mo_tensor_need *need, bool zero_centred) {
-  switch (need->role) {
-    case MO_INPUT_NORM:
-    case MO_POST_NORM:
-      return (spread){zero_centred ? 0 : 1, 0.05f, true};
-    case MO_FINAL_NORM:
-    case MO_Q_NORM:
-    case MO_K_NORM:
-      return (spread){zero_centred ? 0 : 1, 0.05f, false};
-    case MO_DELTA_NORM:
-      return (spread){1, 0.05f, false};
-    case MO_EMBED:
-    case MO_SINKS:
-    case MO_DELTA_A_LOG:
-    case MO_DELTA_DT_BIAS:
-      return (spread){0, 1, false};
-    case MO_ROUTER_CORRECTION:
-      return (spread){0, 0.01f, false};
-    default:
-      return (spread){0, need->n_dims < 2 ? 0.02f : 1 / sqrtf((float)need->shape[need->n_dims - 1]), false};
-  }
-}
-
-static uint16_t to_bf16(float x) {
-  uint32_t u;
-  memcpy(&u, &x, 4);
-  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
-
-static uint16_t to_f16(float x) { /* normal range only: smaller magnitudes become 0 */
-  uint32_t u;
-  memcpy(&u, &x, 4);
-  uint32_t sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
-  if (magnitude < 0x38800000u) return (uint16_t)sign;
-  return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
-}
-
-static void store(mo_dtype dtype, float value, void *out, int64_t i) {
-  if (dtype == MO_F32)
-    ((float *)out)[i] = value;
-  else
-    ((uint16_t *)out)[i] = dtype == MO_BF16 ? to_bf16(value) : to_f16(value);
-}
-
-/* Elements first .. first+n-1 of a tensor. */
-static void generate(const synth *s, const synth_tensor *t, uint64_t key, int64_t first, int64_t n, void *out) {
-  if (t->need.mxfp4) { /* blocks: any code; scales: 2^-8 .. 2^-5 */
-    unsigned char *bytes = out;
-    for (int64_t i = 0; i < n; i++) {
-      uint64_t bits = mix(key + (uint64_t)(first + i));
-      bytes[i] = t->need.n_dims == 4 ? (unsigned char)bits : (unsigned char)(119 + (bits & 3));
-    }
-    return;
-  }
-  spread sp = spread_of(&t->need, s->spec.norm.zero_centred);
-  float width = sp.deviation * 3.4641016f; /* a uniform value of this width has that deviation */
-  for (int64_t i = 0; i < n; i++) {
-    uint64_t bits = mix(key + (uint64_t)(first + i));
-    float value = sp.mean + ((float)(bits >> 40) * 0x1p-24f - 0.5f) * width;
-    if (sp.spikes && (bits & 0xffff) % 97 == 0) value = (value + (s->spec.norm.zero_centred ? 1 : 0)) * 12;
-    store(s->dtype, value, out, i);
-  }
-}
-
-static mo_status list_tensors(synth *s) {
+static mo_status place_tensors(synth *s) {
+  MO_TRY(mo_random_tensors(&s->spec, s->dtype, s->seed, &s->tensors, &s->n_tensors));
+  s->places = mo_alloc((size_t)s->n_tensors, sizeof *s->places);
+  if (!s->places) return MO_FAILED;
   int64_t offset = 0;
-  for (int64_t stage = 0; stage < mo_model_stages(&s->spec); stage++) {
-    mo_tensor_need *needs;
-    int64_t n;
-    MO_TRY(mo_model_tensors(&s->spec, stage, &needs, &n));
-    synth_tensor *grown = mo_realloc(s->tensors, (size_t)(s->n_tensors + n), sizeof *grown);
-    if (grown) s->tensors = grown;
-    for (int64_t i = 0; grown && i < n; i++) {
-      if (s->spec.tied && needs[i].role == MO_LM_HEAD) continue;
-      synth_tensor *t = s->tensors + s->n_tensors++;
-      *t = (synth_tensor){.need = needs[i], .elements = 1};
-      for (int d = 0; d < needs[i].n_dims; d++) t->elements *= needs[i].shape[d];
-      t->bytes = t->elements * (int64_t)(needs[i].mxfp4 ? 1 : mo_dtype_size(s->dtype));
-      if (offset > 0 && offset + t->bytes > shard_bytes) s->n_shards++, offset = 0;
-      t->shard = s->n_shards;
-      t->offset = offset;
-      offset += t->bytes;
-    }
-    free(needs);
-    if (!grown) return MO_FAILED;
+  for (int64_t i = 0; i < s->n_tensors; i++) {
+    int64_t bytes = s->tensors[i].bytes;
+    if (offset > 0 && offset + bytes > shard_bytes) s->n_shards++, offset = 0;
+    s->places[i] = (place){.shard = s->n_shards, .offset = offset};
+    offset += bytes;
   }
   s->n_shards++;
   return MO_OK;
@@ -175,13 +81,14 @@ static mo_status write_at(int fd, const void *data, int64_t bytes, int64_t offse
 static char *shard_header(const synth *s, int shard) {
   json_t *root = json_object();
   for (int64_t i = 0; i < s->n_tensors; i++) {
-    const synth_tensor *t = s->tensors + i;
-    if (t->shard != shard) continue;
+    const mo_random_tensor *t = s->tensors + i;
+    int64_t offset = s->places[i].offset;
+    if (s->places[i].shard != shard) continue;
     json_t *shape = json_array();
     for (int d = 0; d < t->need.n_dims; d++) json_array_append_new(shape, json_integer(t->need.shape[d]));
     json_object_set_new(root, t->need.name,
-                        json_pack("{s:s, s:o, s:[I, I]}", "dtype", t->need.mxfp4 ? "U8" : mo_dtype_name(s->dtype), "shape", shape,
-                                  "data_offsets", (json_int_t)t->offset, (json_int_t)(t->offset + t->bytes)));
+                        json_pack("{s:s, s:o, s:[I, I]}", "dtype", mo_dtype_name(t->dtype), "shape", shape,
+                                  "data_offsets", (json_int_t)offset, (json_int_t)(offset + t->bytes)));
   }
   char *text = json_dumps(root, JSON_COMPACT);
   json_decref(root);
@@ -195,13 +102,13 @@ static char *shard_header(const synth *s, int shard) {
   return header;
 }
 
-static mo_status write_chunk(const synth *s, const synth_tensor *t, int64_t first, int fd, int64_t data_start, const char *path) {
-  size_t element = t->need.mxfp4 ? 1 : mo_dtype_size(s->dtype);
-  int64_t n = t->elements - first < CHUNK_ELEMENTS ? t->elements - first : CHUNK_ELEMENTS;
-  void *values = mo_alloc((size_t)n, element);
+/* Bytes first and on of tensor i. */
+static mo_status write_chunk(const synth *s, int64_t i, int64_t first, int fd, int64_t data_start, const char *path) {
+  int64_t left = s->tensors[i].bytes - first, n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+  void *values = mo_alloc((size_t)n, 1);
   if (!values) return MO_FAILED;
-  generate(s, t, hash_name(s->seed, t->need.name), first, n, values);
-  mo_status status = write_at(fd, values, n * (int64_t)element, data_start + t->offset + first * (int64_t)element, path);
+  mo_random_fill(&s->tensors[i], first, n, values);
+  mo_status status = write_at(fd, values, n, data_start + s->places[i].offset + first, path);
   free(values);
   return status;
 }
@@ -212,11 +119,11 @@ static mo_status write_tensors(const synth *s, int shard, int fd, int64_t data_s
 #pragma omp parallel
 #pragma omp single
   for (int64_t i = 0; i < s->n_tensors; i++) {
-    const synth_tensor *t = s->tensors + i;
-    for (int64_t first = 0; t->shard == shard && first < t->elements; first += CHUNK_ELEMENTS) {
-#pragma omp task firstprivate(t, first) shared(status)
+    int64_t bytes = s->places[i].shard == shard ? s->tensors[i].bytes : 0;
+    for (int64_t first = 0; first < bytes; first += CHUNK_BYTES) {
+#pragma omp task firstprivate(i, first) shared(status)
       {
-        mo_status written = write_chunk(s, t, first, fd, data_start, path);
+        mo_status written = write_chunk(s, i, first, fd, data_start, path);
         if (written != MO_OK) {
 #pragma omp critical
           status = written;
@@ -248,7 +155,10 @@ static mo_status write_shard(const synth *s, int shard) {
 static mo_status write_json(const synth *s, const char *name, json_t *json) {
   char path[4096];
   mo_status status = full_path(s, name, path, sizeof path);
-  if (status == MO_OK && (!json || json_dump_file(json, path, JSON_INDENT(2)) != 0)) status = write_failed(path);
+  if (status == MO_OK && (!json || json_dump_file(json, path, JSON_INDENT(2)) != 0)) {
+    status = write_failed(path);
+    (void)unlink(path); /* it was not there before */
+  }
   json_decref(json);
   return status;
 }
@@ -258,11 +168,11 @@ static mo_status write_index(const synth *s) {
   int64_t total = 0;
   for (int64_t i = 0; i < s->n_tensors; i++) {
     char name[64];
-    shard_name(s, s->tensors[i].shard, name, sizeof name);
+    shard_name(s, s->places[i].shard, name, sizeof name);
     json_object_set_new(map, s->tensors[i].need.name, json_string(name));
     total += s->tensors[i].bytes;
   }
-  return write_json(s, "model.safetensors.index.json",
+  return write_json(s, INDEX_NAME,
                     json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map));
 }
 
@@ -277,8 +187,8 @@ static mo_status load_config(const char *path, int64_t layers, mo_dtype dtype, j
   json_int_t has = json_integer_value(json_object_get(*config, "num_hidden_layers"));
   if (layers > has) {
     json_decref(*config);
-    return MO_FAIL(MO_INVALID, "--layers %lld is more than the model's %lld (%s): ask for fewer", (long long)layers, (long long)has,
-                   path);
+    return MO_FAIL(MO_INVALID, "--layers %lld is more than the model's %lld (%s): ask for fewer", (long long)layers,
+                   (long long)has, path);
   }
   json_t *types = json_object_get(*config, "layer_types");
   if (layers > 0) {
@@ -300,9 +210,13 @@ static mo_status parse_config(mo_model_spec *spec, const json_t *config, const c
 
 /* Make the folder; refuse one that holds a checkpoint. */
 static mo_status prepare_folder(const synth *s) {
-  static const char *const taken[] = {"config.json", "model.safetensors", "model.safetensors.index.json"};
+  static const char *const taken[] = {"config.json", "model.safetensors", INDEX_NAME};
+  struct stat info;
   if (mkdir(s->directory, 0777) != 0 && errno != EEXIST)
-    return MO_FAIL(MO_INVALID, "cannot make the folder: %s (%s): make its parent folder first", strerror(errno), s->directory);
+    return MO_FAIL(MO_INVALID, "cannot make the folder: %s (%s): make its parent folder first", strerror(errno),
+                   s->directory);
+  if (stat(s->directory, &info) != 0 || !S_ISDIR(info.st_mode))
+    return MO_FAIL(MO_INVALID, "not a folder (%s): give another name", s->directory);
   for (size_t i = 0; i < sizeof taken / sizeof taken[0]; i++) {
     char path[4096];
     MO_TRY(full_path(s, taken[i], path, sizeof path));
@@ -318,9 +232,9 @@ static mo_status write_checkpoint(const synth *s, json_t *config) {
   while (shard < s->n_shards && (status = write_shard(s, shard)) == MO_OK) shard++;
   if (status == MO_OK && s->n_shards > 1) status = write_index(s);
   if (status == MO_OK) status = write_json(s, "config.json", json_incref(config));
-  for (int done = 0; status != MO_OK && done < shard; done++) {
-    char name[64], path[4096];
-    shard_name(s, done, name, sizeof name);
+  for (int done = 0; status != MO_OK && done <= shard; done++) {
+    char name[64] = INDEX_NAME, path[4096];
+    if (done < shard) shard_name(s, done, name, sizeof name);
     if (full_path(s, name, path, sizeof path) == MO_OK) unlink(path);
   }
   return status;
@@ -332,11 +246,12 @@ mo_status mo_synth(const char *config_json, const char *directory, uint64_t seed
   json_t *config = NULL;
   MO_TRY(load_config(config_json, layers, s.dtype, &config));
   mo_status status = parse_config(&s.spec, config, config_json);
-  if (status == MO_OK) status = list_tensors(&s);
+  if (status == MO_OK) status = place_tensors(&s);
   if (status == MO_OK) status = prepare_folder(&s);
   if (status == MO_OK) status = write_checkpoint(&s, config);
   json_decref(config);
   free(s.tensors);
+  free(s.places);
   mo_model_free(&s.spec);
   return status;
 }

@@ -172,7 +172,7 @@ static void test_choices_and_strings(void **state) {
   };
   EXPECT_ALL_REFUSED(refusals);
   expect_refused("model: { path = \"\"; };",
-                 "model.path is empty (test.cfg:1): give folder with config.json and *.safetensors");
+                 "model.path is empty (test.cfg:1): give folder with config.json and *.safetensors, or synthetic:SEED");
 }
 
 static void test_activations(void **state) {
@@ -193,7 +193,7 @@ static void test_missing(void **state) {
   (void)state;
   expect_refused("",
                  "missing key \"path\" in section \"model\" (test.cfg): add it, or use -s model.path=VALUE; it is the "
-                 "folder with config.json and *.safetensors");
+                 "folder with config.json and *.safetensors, or synthetic:SEED");
   expect_refused("model: { path = \"m\"; };", "missing key \"tokens\" in section \"data\" (test.cfg)...");
   expect_refused("model: { path = \"m\"; }; data: { tokens = \"t\"; };",
                  "missing key \"path\" in section \"output\" (test.cfg)...");

@@ -102,8 +102,9 @@ static void fused_plain_experts(void **state) {
   scene s = {.spec.moe.experts = 2};
   const char *gate_up = ADD(&s, MO_EXPERTS_GATE_UP, -1, MO_BF16, 2, 6, 8);
   mo_stage_weights w = built(&s);
-  is_view(&w.expert_gate_up[0], gate_up, MO_BF16, 6, 8, NULL);
-  is_view(&w.expert_gate_up[1], gate_up + 96, MO_BF16, 6, 8, NULL);
+  is_view(&w.expert_gate_up[0], gate_up, MO_BF16, 8, 6, NULL); /* stored [in, out] */
+  is_view(&w.expert_gate_up[1], gate_up + 96, MO_BF16, 8, 6, NULL);
+  assert_true(w.expert_gate_up[0].transposed && w.expert_gate_up[1].transposed);
   mo_stage_weights_free(&w);
 }
 
