@@ -1,4 +1,4 @@
-# The CUDA backend. Sets MO_CUDA_SOURCES, MO_CUDA_LIBRARIES, MO_CUDA_DEFINITIONS and MO_BACKENDS.
+# The CUDA backend, and NCCL between its ranks. Sets MO_CUDA_SOURCES, MO_CUDA_LIBRARIES, MO_CUDA_DEFINITIONS and MO_BACKENDS.
 include(CheckLanguage)
 
 set(MO_BACKENDS cpu)
@@ -29,6 +29,7 @@ else()
     set(CMAKE_CUDA_STANDARD 17)
     set(MO_CUDA_LIBRARIES CUDA::cudart CUDA::cublas)
     set(MO_CUDA_DEFINITIONS MO_HAVE_CUDA)
+    include(nccl)
     list(APPEND MO_BACKENDS cuda)
     message(STATUS "CUDA backend: on, ${CMAKE_CUDA_COMPILER_VERSION}")
   elseif(MO_CUDA STREQUAL "ON")

@@ -61,5 +61,7 @@ MO_CHECKED mo_status mo_comm_receive(mo_comm *comm, int rank, int64_t tag, float
                                      mo_message **message);
 /* Wait for a message's end and free it (*message becomes NULL; NULL is allowed). MO_PEER_FAILED if a rank raised meanwhile. */
 MO_CHECKED mo_status mo_comm_wait(mo_comm *comm, mo_message **message);
+/* The same without waiting: *message becomes NULL only if the message has ended. */
+MO_CHECKED mo_status mo_comm_test(mo_comm *comm, mo_message **message);
 
 #endif

@@ -2,6 +2,7 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -79,6 +80,7 @@ static int refuse_command(int argc, char **argv) {
 }
 
 int mo_cli_main(int argc, char **argv) {
+  (void)signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is then an error like a full disk */
   if (argc < 2) return refuse_command(argc, argv);
   const char *name = argv[1];
   for (size_t i = 0; i < sizeof COMMANDS / sizeof COMMANDS[0]; i++)

@@ -31,9 +31,9 @@ static mo_status mpi_error(int code, const char *what) {
   return MO_FAIL(MO_FAILED, "MPI: %s (%s): check the network and the launch line", text, what);
 }
 
-#define MO_MPI(call)                                              \
-  do {                                                            \
-    int mo_mpi_code_ = (call);                                    \
+#define MO_MPI(call)                                                        \
+  do {                                                                      \
+    int mo_mpi_code_ = (call);                                              \
     if (mo_mpi_code_ != MPI_SUCCESS) return mpi_error(mo_mpi_code_, #call); \
   } while (0)
 
@@ -142,7 +142,8 @@ mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker) {
   if (status != MO_OK && status != MO_PEER_FAILED) mo_comm_raise(comm);
   MPI_Request request;
   if (MPI_Iallreduce(&mine, &worst, 1, MPI_INT64_T, MPI_MAX, comm->control, &request) != MPI_SUCCESS)
-    mo_comm_abort(comm, status != MO_OK ? mo_error_message() : "MPI: agreement failed (mo_comm_agree): check the network");
+    mo_comm_abort(comm,
+                  status != MO_OK ? mo_error_message() : "MPI: agreement failed (mo_comm_agree): check the network");
   double deadline = 0;
   for (int round = 0, done = 0; !done; round++) {
     if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) mo_comm_abort(comm, mo_error_message());
@@ -182,6 +183,34 @@ static void reduce_types(mo_reduce operation, MPI_Datatype *type, MPI_Op *op, si
 
 enum { PIECE = 1 << 24 }; /* elements of one MPI call: counts are int, and buffers stay moderate */
 
+/* A copy of what an MPI call works on. When a peer's failure abandons the call, MPI may touch its buffer until the process
+ * ends: the caller's memory may be gone by then, this copy is not. */
+typedef struct bounce {
+  struct bounce *next; /* of the abandoned ones, which stay */
+  char data[];
+} bounce;
+
+static bounce *abandoned;
+
+static bounce *new_bounce(const void *data, size_t bytes) {
+  bounce *b = mo_alloc(1, sizeof *b + bytes);
+  if (b && data && bytes) memcpy(b->data, data, bytes);
+  return b;
+}
+
+/* Wait for the call on b, copy the result to `to` (NULL: none) and free b, or keep b for good. */
+static mo_status finish_bounce(mo_comm *comm, MPI_Request *request, bounce *b, void *to, size_t bytes) {
+  mo_status status = wait_for(comm, request);
+  if (status != MO_OK) {
+    b->next = abandoned;
+    abandoned = b;
+    return status;
+  }
+  if (to) memcpy(to, b->data, bytes);
+  free(b);
+  return MO_OK;
+}
+
 mo_status mo_comm_allreduce(mo_comm *comm, void *data, size_t count, mo_reduce operation) {
   MPI_Datatype type;
   MPI_Op op;
@@ -191,8 +220,11 @@ mo_status mo_comm_allreduce(mo_comm *comm, void *data, size_t count, mo_reduce o
   for (size_t done = 0; done < count; done += PIECE) {
     MPI_Request request;
     int n = (int)(count - done < PIECE ? count - done : PIECE);
-    MO_MPI(MPI_Iallreduce(MPI_IN_PLACE, (char *)data + done * size, n, type, op, comm->world, &request));
-    MO_TRY(wait_for(comm, &request));
+    char *part = (char *)data + done * size;
+    bounce *b = new_bounce(part, (size_t)n * size);
+    if (!b) return MO_FAILED;
+    MO_MPI(MPI_Iallreduce(MPI_IN_PLACE, b->data, n, type, op, comm->world, &request));
+    MO_TRY(finish_bounce(comm, &request, b, part, (size_t)n * size));
   }
   return MO_OK;
 }
@@ -202,8 +234,11 @@ mo_status mo_comm_broadcast(mo_comm *comm, void *data, size_t bytes, int root) {
   for (size_t done = 0; done < bytes; done += PIECE) {
     MPI_Request request;
     int n = (int)(bytes - done < PIECE ? bytes - done : PIECE);
-    MO_MPI(MPI_Ibcast((char *)data + done, n, MPI_BYTE, root, comm->world, &request));
-    MO_TRY(wait_for(comm, &request));
+    char *part = (char *)data + done;
+    bounce *b = new_bounce(part, (size_t)n);
+    if (!b) return MO_FAILED;
+    MO_MPI(MPI_Ibcast(b->data, n, MPI_BYTE, root, comm->world, &request));
+    MO_TRY(finish_bounce(comm, &request, b, part, (size_t)n));
   }
   return MO_OK;
 }
@@ -216,8 +251,10 @@ static mo_status collect(mo_comm *comm, const void *data, const int64_t *sizes, 
     for (int64_t done = 0; done < sizes[rank]; done += PIECE) {
       MPI_Request request;
       int64_t n = sizes[rank] - done < PIECE ? sizes[rank] - done : PIECE;
-      MO_MPI(MPI_Irecv(to, (int)n, MPI_BYTE, rank, 0, comm->world, &request));
-      MO_TRY(wait_for(comm, &request));
+      bounce *b = new_bounce(NULL, (size_t)n);
+      if (!b) return MO_FAILED;
+      MO_MPI(MPI_Irecv(b->data, (int)n, MPI_BYTE, rank, 0, comm->world, &request));
+      MO_TRY(finish_bounce(comm, &request, b, to, (size_t)n));
       to += n;
     }
   return MO_OK;
@@ -227,8 +264,10 @@ static mo_status deliver(mo_comm *comm, const char *data, size_t bytes) {
   for (size_t done = 0; done < bytes; done += PIECE) {
     MPI_Request request;
     int n = (int)(bytes - done < PIECE ? bytes - done : PIECE);
-    MO_MPI(MPI_Isend(data + done, n, MPI_BYTE, 0, 0, comm->world, &request));
-    MO_TRY(wait_for(comm, &request));
+    bounce *b = new_bounce(data + done, (size_t)n);
+    if (!b) return MO_FAILED;
+    MO_MPI(MPI_Isend(b->data, n, MPI_BYTE, 0, 0, comm->world, &request));
+    MO_TRY(finish_bounce(comm, &request, b, NULL, 0));
   }
   return MO_OK;
 }
@@ -266,8 +305,10 @@ mo_status mo_comm_barrier(mo_comm *comm) {
 /* A datatype of one row, so that counts stay in int however large the micro-batch. */
 static mo_status new_message(int64_t rows, int64_t width, mo_message **message) {
   if (rows > INT_MAX || width > INT_MAX)
-    return MO_FAIL(MO_FAILED, "a micro-batch of %lld x %lld values is too large for one message (pipeline): set a smaller "
-                   "engine.micro_batch", (long long)rows, (long long)width);
+    return MO_FAIL(MO_FAILED,
+                   "a micro-batch of %lld x %lld values is too large for one message (pipeline): set a smaller "
+                   "engine.micro_batch",
+                   (long long)rows, (long long)width);
   mo_message *m = mo_alloc(1, sizeof *m);
   if (!m) return MO_FAILED;
   if (MPI_Type_contiguous((int)width, MPI_FLOAT, &m->row) != MPI_SUCCESS || MPI_Type_commit(&m->row) != MPI_SUCCESS) {
@@ -294,11 +335,24 @@ mo_status mo_comm_receive(mo_comm *comm, int rank, int64_t tag, float *data, int
   return MO_OK;
 }
 
-mo_status mo_comm_wait(mo_comm *comm, mo_message **message) {
-  if (!*message) return MO_OK;
-  MO_TRY(wait_for(comm, &(*message)->request));
+static void free_message(mo_message **message) {
   MPI_Type_free(&(*message)->row);
   free(*message);
   *message = NULL;
+}
+
+mo_status mo_comm_wait(mo_comm *comm, mo_message **message) {
+  if (!*message) return MO_OK;
+  MO_TRY(wait_for(comm, &(*message)->request));
+  free_message(message);
+  return MO_OK;
+}
+
+mo_status mo_comm_test(mo_comm *comm, mo_message **message) {
+  int done;
+  if (!*message) return MO_OK;
+  MO_MPI(MPI_Test(&(*message)->request, &done, MPI_STATUS_IGNORE));
+  if (!done) return mo_comm_poll(comm);
+  free_message(message);
   return MO_OK;
 }

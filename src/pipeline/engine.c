@@ -1,26 +1,27 @@
 /* One rank's loop: for each of its blocks, for each micro-batch: receive, compute the block's stages, send.
  *
  * The residual stream of all sequences stays in backend memory; weights come through the streamer, a block's stages are held
- * until the last micro-batch has passed them. Receives of a block are posted before its first micro-batch is computed, and sends
- * are only waited for before their rows are written again: messages and compute overlap. */
+ * until the last micro-batch has passed them. Rows come and go through the transport, which overlaps them with compute. */
 #include "pipeline/engine.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "pipeline/transport.h"
 
 typedef struct {
   const mo_engine_job *job;
   const mo_backend_table *op;
   mo_streamer *streamer;
   mo_workspace *workspace;
-  void *x;                          /* [N, S, H] residual stream */
-  float **staging;                  /* [n_micro] host copies where backend memory is not the host's; else NULL entries */
-  mo_message **receiving, **sending; /* [n_micro] */
+  void *x; /* [N, S, H] residual stream */
+  mo_transport *transport;
+  mo_transport_rows *rows;          /* [n_micro] parts of x */
   uint64_t *positions;              /* backend memory [N, H, ceil(S/64)] */
   float *site_host, *nll;           /* host [B, S, H] for stored activations; [B, S-1] */
   const mo_stage_weights **weights; /* [n_stages] of the current block */
   mo_progress progress;
-  int64_t micro;                    /* the micro-batch under way */
+  int64_t micro; /* the micro-batch under way */
 } engine;
 
 static int64_t first_sequence(const mo_plan *plan, int64_t micro) { return micro * plan->micro_batch; }
@@ -32,11 +33,6 @@ static int64_t batch_of(const mo_plan *plan, int64_t micro) {
 
 static int64_t values_of(const engine *e, int64_t sequences) {
   return sequences * e->job->plan->length * e->job->spec->hidden;
-}
-
-static void *rows_of(const engine *e, int64_t micro) {
-  size_t offset = (size_t)values_of(e, first_sequence(e->job->plan, micro)) * (size_t)e->job->backend->activation_bytes;
-  return (char *)e->x + offset;
 }
 
 static bool is_stored(const mo_config *config, int64_t layer) {
@@ -71,49 +67,13 @@ static mo_status on_routing(void *context, int64_t layer, const int64_t *counts)
   return mo_comm_poll(e->job->comm);
 }
 
-/* --- messages --- */
-
-static float *host_rows(const engine *e, int64_t micro) {
-  return e->op->host_memory ? rows_of(e, micro) : e->staging[micro];
-}
-
-static int64_t message_tag(const mo_plan *plan, int64_t block, int64_t micro) { return block * plan->n_micro + micro; }
-
-static mo_status post_receives(engine *e, int64_t block) {
-  const mo_plan *plan = e->job->plan;
-  int from = plan->blocks[block - 1].rank;
-  for (int64_t micro = 0; micro < plan->n_micro; micro++) {
-    MO_TRY(mo_comm_wait(e->job->comm, &e->sending[micro])); /* the rows may still be on their way out */
-    MO_TRY(mo_comm_receive(e->job->comm, from, message_tag(plan, block, micro), host_rows(e, micro),
-                           batch_of(plan, micro) * plan->length, e->job->spec->hidden, &e->receiving[micro]));
-  }
-  return MO_OK;
-}
-
-static mo_status await_rows(engine *e, int64_t micro) {
-  if (!e->receiving[micro]) return MO_OK;
-  MO_TRY(mo_comm_wait(e->job->comm, &e->receiving[micro]));
-  if (e->op->host_memory) return MO_OK;
-  return e->op->write_activations(e->job->backend, rows_of(e, micro), values_of(e, batch_of(e->job->plan, micro)),
-                                  e->staging[micro]);
-}
-
-static mo_status send_rows(engine *e, int64_t block, int64_t micro) {
-  const mo_plan *plan = e->job->plan;
-  int64_t B = batch_of(plan, micro);
-  if (!e->op->host_memory)
-    MO_TRY(e->op->read_activations(e->job->backend, rows_of(e, micro), values_of(e, B), e->staging[micro]));
-  return mo_comm_send(e->job->comm, plan->blocks[block + 1].rank, message_tag(plan, block + 1, micro), host_rows(e, micro),
-                      B * plan->length, e->job->spec->hidden, &e->sending[micro]);
-}
-
 /* --- compute --- */
 
 static mo_status compute_stage(engine *e, int64_t stage, const mo_stage_weights *weights) {
   const mo_plan *plan = e->job->plan;
   int64_t B = batch_of(plan, e->micro), first = first_sequence(plan, e->micro);
   const int32_t *ids = e->job->tokens->ids + first * plan->length;
-  void *x = rows_of(e, e->micro);
+  void *x = e->rows[e->micro].data;
   if (stage == 0) return e->op->embed(e->job->backend, &weights->one[MO_EMBED], ids, B * plan->length, x);
   if (stage <= e->job->spec->n_layers) {
     mo_layer_observer observer = {e, on_site, on_routing};
@@ -127,13 +87,13 @@ static mo_status compute_stage(engine *e, int64_t stage, const mo_stage_weights 
 /* Take the stage's weights at its first micro-batch, give them back after its last. */
 static mo_status run_stage(engine *e, int64_t stage, mo_timing_row *timing) {
   const mo_plan *plan = e->job->plan;
-  if (e->micro == 0)
-    MO_TRY(mo_streamer_acquire(e->streamer, stage, &e->weights[stage], poll_peers, e->job->comm));
+  if (e->micro == 0) MO_TRY(mo_streamer_acquire(e->streamer, stage, &e->weights[stage], poll_peers, e->job->comm));
   double begin = mo_seconds();
   MO_TRY(compute_stage(e, stage, e->weights[stage]));
   if (e->micro == plan->n_micro - 1) {
     MO_TRY(e->op->sync(e->job->backend));
-    if (stage >= 1 && stage <= e->job->spec->n_layers) MO_TRY(mo_accumulator_check_layer(e->job->accumulator, stage - 1));
+    if (stage >= 1 && stage <= e->job->spec->n_layers)
+      MO_TRY(mo_accumulator_check_layer(e->job->accumulator, stage - 1));
     mo_streamer_release(e->streamer, stage);
     mo_progress_stage(&e->progress, stage);
   }
@@ -144,15 +104,13 @@ static mo_status run_stage(engine *e, int64_t stage, mo_timing_row *timing) {
 static mo_status run_block(engine *e, int64_t index, mo_timing_row *timing) {
   const mo_plan *plan = e->job->plan;
   const mo_block *block = plan->blocks + index;
-  bool from_peer = index > 0 && plan->blocks[index - 1].rank != block->rank;
-  bool to_peer = index + 1 < plan->n_blocks && plan->blocks[index + 1].rank != block->rank;
-  if (from_peer) MO_TRY(post_receives(e, index));
+  MO_TRY(mo_transport_post_receives(e->transport, index));
   for (e->micro = 0; e->micro < plan->n_micro; e->micro++) {
     double begin = mo_seconds();
-    MO_TRY(await_rows(e, e->micro));
+    MO_TRY(mo_transport_await(e->transport, e->micro));
     timing[0].wait += mo_seconds() - begin;
     for (int64_t s = 0; s < block->n_stages; s++) MO_TRY(run_stage(e, block->first_stage + s, timing + s));
-    if (to_peer) MO_TRY(send_rows(e, index, e->micro));
+    MO_TRY(mo_transport_send(e->transport, index, e->micro));
   }
   return MO_OK;
 }
@@ -169,7 +127,7 @@ static mo_status run_blocks(engine *e, int64_t *timing_rows) {
     MO_TRY(run_block(e, b, timing));
     *timing_rows += block->n_stages;
   }
-  for (int64_t micro = 0; micro < plan->n_micro; micro++) MO_TRY(mo_comm_wait(e->job->comm, &e->sending[micro]));
+  MO_TRY(mo_transport_finish(e->transport));
   for (int64_t i = 0; i < *timing_rows; i++) {
     mo_stream_timing stream = mo_streamer_timing(e->streamer, e->job->timing[i].layer + 1);
     e->job->timing[i].bytes_read = stream.bytes_read;
@@ -197,21 +155,29 @@ static mo_status open_buffers(engine *e) {
   const mo_engine_job *job = e->job;
   size_t micro = (size_t)plan->n_micro, batch = (size_t)values_of(e, plan->micro_batch);
   size_t words = (size_t)(plan->n_sequences * job->spec->hidden * ((plan->length + 63) / 64));
-  e->staging = mo_alloc(micro, sizeof *e->staging);
-  e->receiving = mo_alloc(micro, sizeof *e->receiving);
-  e->sending = mo_alloc(micro, sizeof *e->sending);
+  e->rows = mo_alloc(micro, sizeof *e->rows);
   e->weights = mo_alloc((size_t)plan->n_stages, sizeof *e->weights);
   e->nll = mo_alloc((size_t)(plan->micro_batch * plan->length), sizeof *e->nll);
-  if (!e->staging || !e->receiving || !e->sending || !e->weights || !e->nll) return MO_FAILED;
+  if (!e->rows || !e->weights || !e->nll) return MO_FAILED;
   if ((job->config->output.all_activations || job->config->output.n_activations) &&
       !(e->site_host = mo_alloc(batch, sizeof(float))))
     return MO_FAILED;
-  for (size_t i = 0; i < micro && !e->op->host_memory; i++)
-    MO_TRY(e->op->alloc_host(job->backend, batch * sizeof(float), (void **)&e->staging[i]));
   MO_TRY(e->op->alloc(job->backend, words * sizeof(uint64_t), (void **)&e->positions));
   MO_TRY(e->op->zero(job->backend, e->positions, words * sizeof(uint64_t)));
   MO_TRY(e->op->alloc(job->backend, (size_t)plan->activation_bytes, &e->x));
   return mo_workspace_open(&e->workspace, job->spec, job->backend, plan->micro_batch, plan->length);
+}
+
+static mo_status open_transport(engine *e, const mo_transport_table *table) {
+  const mo_engine_job *job = e->job;
+  const mo_plan *plan = job->plan;
+  for (int64_t i = 0; i < plan->n_micro; i++) {
+    size_t offset = (size_t)values_of(e, first_sequence(plan, i)) * (size_t)job->backend->activation_bytes;
+    e->rows[i] = (mo_transport_rows){.data = (char *)e->x + offset, .rows = batch_of(plan, i) * plan->length};
+  }
+  mo_transport_job transport = {
+      .comm = job->comm, .backend = job->backend, .plan = plan, .rows = e->rows, .width = job->spec->hidden};
+  return mo_transport_open(&e->transport, table, &transport);
 }
 
 static mo_status open_streamer(engine *e, int64_t *stages) {
@@ -223,22 +189,14 @@ static mo_status open_streamer(engine *e, int64_t *stages) {
   return mo_streamer_open(&e->streamer, &stream, e->job->spec, e->job->catalogue, e->job->checkpoint, e->job->backend);
 }
 
-static bool messages_pending(const engine *e) {
-  for (int64_t i = 0; e->receiving && e->sending && i < e->job->plan->n_micro; i++)
-    if (e->receiving[i] || e->sending[i]) return true;
-  return false;
-}
-
 static void close_engine(engine *e) {
+  bool rows_free = mo_transport_close(e->transport);
   mo_streamer_close(e->streamer);
-  if (messages_pending(e)) return; /* after a failure MPI may still read or write the rows until the process ends */
+  if (!rows_free) return; /* after a failure messages may still read or write them until the process ends */
   mo_workspace_close(e->workspace);
   e->op->free(e->job->backend, e->x);
   e->op->free(e->job->backend, e->positions);
-  for (int64_t i = 0; e->staging && i < e->job->plan->n_micro; i++) e->op->free_host(e->job->backend, e->staging[i]);
-  free(e->staging);
-  free(e->receiving);
-  free(e->sending);
+  free(e->rows);
   free(e->weights);
   free(e->nll);
   free(e->site_host);
@@ -246,12 +204,15 @@ static void close_engine(engine *e) {
 
 mo_status mo_engine_run(const mo_engine_job *job, int64_t *timing_rows) {
   engine e = {.job = job, .op = job->backend->table};
+  const mo_transport_table *table;
   *timing_rows = 0;
+  MO_TRY(mo_transport_choose(job->comm, job->backend, &table));
   if (!job->plan->resident_bytes[mo_comm_rank(job->comm)]) return MO_OK; /* a surplus rank */
   int64_t *stages = mo_alloc((size_t)job->plan->n_stages, sizeof *stages);
   mo_status status = stages ? MO_OK : MO_FAILED;
   if (status == MO_OK) status = open_streamer(&e, stages);
   if (status == MO_OK) status = open_buffers(&e);
+  if (status == MO_OK) status = open_transport(&e, table);
   if (status == MO_OK) {
     mo_progress_start(&e.progress, job->plan, job->comm, job->spec->n_layers);
     status = run_blocks(&e, timing_rows);

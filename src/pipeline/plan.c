@@ -38,7 +38,8 @@ static void balance(const double *costs, int64_t n, int64_t ranks, int64_t *ends
     else
       low = middle;
   }
-  for (int64_t rank = 0, first = 0; rank < ranks; rank++) ends[rank] = first = take(costs, n, first, ranks - 1 - rank, high);
+  for (int64_t rank = 0, first = 0; rank < ranks; rank++)
+    ends[rank] = first = take(costs, n, first, ranks - 1 - rank, high);
   ends[ranks - 1] = n;
 }
 
@@ -75,8 +76,11 @@ static mo_status weight_budget(const mo_plan *plan, const mo_plan_request *reque
   *budget = request->memory_bytes ? request->memory_bytes - others : INT64_MAX;
   if (*budget >= largest) return MO_OK;
   /* Rounded up, so that the number works when it is given. */
-  return MO_FAIL(MO_INVALID, "a memory budget of %.6g GB per rank is too small (engine.device_memory_gb): the smallest that works is "
-                 "%.6f GB", 1e-9 * (double)request->memory_bytes, 1e-9 * (double)(largest + others + 999));
+  return MO_FAIL(
+      MO_INVALID,
+      "a memory budget of %.6g GB per rank is too small (engine.device_memory_gb): the smallest that works is "
+      "%.6f GB",
+      1e-9 * (double)request->memory_bytes, 1e-9 * (double)(largest + others + 999));
 }
 
 static bool all_fit(const mo_plan *plan, const int64_t *ends, int64_t ranks, int64_t budget) {
@@ -85,14 +89,16 @@ static bool all_fit(const mo_plan *plan, const int64_t *ends, int64_t ranks, int
   return true;
 }
 
-static void deal_blocks(mo_plan *plan, const mo_plan_request *request, const int64_t *ends, int64_t ranks, int64_t budget) {
+static void deal_blocks(mo_plan *plan, const mo_plan_request *request, const int64_t *ends, int64_t ranks,
+                        int64_t budget) {
   bool fit = all_fit(plan, ends, ranks, budget);
   plan->partition = request->partition;
   if (plan->partition == MO_PARTITION_AUTO)
     plan->partition = fit || ranks == 1 ? MO_PARTITION_CONTIGUOUS : MO_PARTITION_INTERLEAVED;
   if (plan->partition == MO_PARTITION_CONTIGUOUS) {
     for (int64_t rank = 0, first = 0; rank < ranks; first = ends[rank++])
-      cut_blocks(plan, (int)rank, first, ends[rank], sum_arena(plan, first, ends[rank]) <= budget ? budget : budget / 2);
+      cut_blocks(plan, (int)rank, first, ends[rank],
+                 sum_arena(plan, first, ends[rank]) <= budget ? budget : budget / 2);
     return;
   }
   int64_t share = sum_arena(plan, 0, plan->n_stages) / (2 * ranks); /* at least two rounds */

@@ -7,13 +7,10 @@
 /* Uploads run on streams of their own, one per reader thread; a ticket is the event behind the copy. */
 static thread_local cudaStream_t upload_stream;
 
-static mo_status cuda_alloc(mo_backend *backend, size_t bytes, void **memory) {
-  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
-  if (cudaMalloc(memory, bytes ? bytes : 256) == cudaSuccess) return MO_OK;
-  (void)cudaGetLastError();
+static mo_status out_of_memory(size_t bytes) {
   size_t available = 0, total = 0;
+  (void)cudaGetLastError();
   (void)cudaMemGetInfo(&available, &total);
-  *memory = NULL;
   return MO_FAIL(
       MO_FAILED,
       "out of GPU memory (%.3f GB asked for, %.3f GB free): set a smaller engine.device_memory_gb or use more "
@@ -21,7 +18,15 @@ static mo_status cuda_alloc(mo_backend *backend, size_t bytes, void **memory) {
       1e-9 * (double)bytes, 1e-9 * (double)available);
 }
 
+static mo_status cuda_alloc(mo_backend *backend, size_t bytes, void **memory) {
+  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
+  if (cudaMalloc(memory, bytes ? bytes : 256) == cudaSuccess) return MO_OK;
+  *memory = NULL;
+  return out_of_memory(bytes);
+}
+
 static void cuda_free(mo_backend *backend, void *memory) {
+  if (mo_cuda_of(backend)->abandoned) return; /* the memory goes with the process */
   (void)cudaSetDevice(mo_cuda_of(backend)->device);
   (void)cudaFree(memory);
 }
@@ -33,8 +38,7 @@ static mo_status cuda_alloc_host(mo_backend *backend, size_t bytes, void **memor
 }
 
 static void cuda_free_host(mo_backend *backend, void *memory) {
-  (void)backend;
-  if (memory) (void)cudaFreeHost(memory);
+  if (memory && !mo_cuda_of(backend)->abandoned) (void)cudaFreeHost(memory);
 }
 
 static mo_status create(mo_cuda *cuda) {
@@ -59,7 +63,7 @@ static mo_status create(mo_cuda *cuda) {
 }
 
 static void cuda_close(mo_backend *backend) {
-  if (!backend) return;
+  if (!backend || mo_cuda_of(backend)->abandoned) return;
   mo_cuda *cuda = mo_cuda_of(backend);
   (void)cudaSetDevice(cuda->device);
   (void)cudaDeviceSynchronize();
@@ -119,11 +123,14 @@ static mo_status cuda_open(mo_backend **backend, const mo_backend_options *optio
 
 mo_status mo_cuda_scratch(mo_cuda *cuda, mo_scratch_use use, size_t bytes, void **memory) {
   if (bytes > cuda->scratch_bytes[use]) {
-    MO_CUDA(cudaDeviceSynchronize()); /* the old block may still be in use on any stream */
-    MO_CUDA(cudaFree(cuda->scratch[use]));
+    /* In the order of the stream. Waiting for the GPU would wait for transfers too, and so for what other ranks do. */
+    if (cuda->scratch[use]) MO_CUDA(cudaFreeAsync(cuda->scratch[use], cuda->stream));
     cuda->scratch[use] = NULL;
     cuda->scratch_bytes[use] = 0;
-    MO_TRY(cuda_alloc(&cuda->base, bytes, &cuda->scratch[use]));
+    if (cudaMallocAsync(&cuda->scratch[use], bytes, cuda->stream) != cudaSuccess) {
+      cuda->scratch[use] = NULL;
+      return out_of_memory(bytes);
+    }
     cuda->scratch_bytes[use] = bytes;
   }
   *memory = cuda->scratch[use];

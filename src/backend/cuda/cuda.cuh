@@ -35,6 +35,7 @@ typedef struct {
   mo_backend base;
   int device, multiprocessors;
   bool bf16_run;
+  bool abandoned; /* after a failure work on the GPU waits for a peer: calls that wait for the GPU would not return */
   cudaStream_t stream;                          /* all operations, in order */
   cudaStream_t experts[MO_CUDA_EXPERT_STREAMS]; /* expert products side by side; forked from and joined to `stream` */
   cudaEvent_t fork, join[MO_CUDA_EXPERT_STREAMS];
@@ -77,7 +78,8 @@ static inline mo_status mo_cuda_error(cudaError_t code, const char *what, const 
                           cublasGetStatusString(mo_blas_code_), #call);                                  \
   } while (0)
 
-/* Device scratch of a purpose, at least `bytes`, contents undefined. Growing waits for the stream. */
+/* Device scratch of a purpose, at least `bytes`, contents undefined, for `stream` and what forks from it later; what was
+ * there must not be in use beside `stream`. Does not wait. */
 MO_CHECKED mo_status mo_cuda_scratch(mo_cuda *cuda, mo_scratch_use use, size_t bytes, void **memory);
 /* Pinned host memory for results. */
 MO_CHECKED mo_status mo_cuda_host(mo_cuda *cuda, size_t bytes, void **memory);
