@@ -31,6 +31,7 @@ typedef struct {
 
   /* defaults where config.json says nothing (transformers' configuration classes) */
   double rms_norm_eps, rope_theta;
+  int64_t kv_heads;      /* where num_key_value_heads is absent; 0, and where it is null: heads */
   int64_t head_dim;      /* 0: hidden / heads */
   double partial_rotary; /* 0: the whole head is always rotated */
   int64_t sliding_window;

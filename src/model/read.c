@@ -43,16 +43,20 @@ static mo_status read_attention(mo_model_spec *spec, const mo_architecture *arch
   double clip = 0;
   MO_TRY(mo_json_int(json, "num_attention_heads", 1, MOST_HEADS, &spec->attention.heads));
   int64_t heads = spec->attention.heads, head_dim = architecture->head_dim;
-  MO_TRY(mo_json_int_or(json, "num_key_value_heads", 1, heads, heads, &spec->attention.kv_heads));
+  bool is_null = json_is_null(json_object_get(json->object, "num_key_value_heads"));
+  int64_t kv_heads = architecture->kv_heads && !is_null ? architecture->kv_heads : heads;
+  MO_TRY(mo_json_int_or(json, "num_key_value_heads", 1, heads, kv_heads, &spec->attention.kv_heads));
   if (!head_dim && !mo_json_has(json, "head_dim")) {
     if (spec->hidden % heads)
-      return MO_FAIL(MO_INVALID, "hidden_size %lld is not a multiple of num_attention_heads %lld (%s): check config.json",
+      return MO_FAIL(MO_INVALID,
+                     "hidden_size %lld is not a multiple of num_attention_heads %lld (%s): check config.json",
                      (long long)spec->hidden, (long long)heads, json->file);
     head_dim = spec->hidden / heads;
   }
   MO_TRY(mo_json_int_or(json, "head_dim", 1, MOST_HEAD_DIM, head_dim, &spec->attention.head_dim));
   if (heads % spec->attention.kv_heads)
-    return MO_FAIL(MO_INVALID, "num_attention_heads %lld is not a multiple of num_key_value_heads %lld (%s): check config.json",
+    return MO_FAIL(MO_INVALID,
+                   "num_attention_heads %lld is not a multiple of num_key_value_heads %lld (%s): check config.json",
                    (long long)heads, (long long)spec->attention.kv_heads, json->file);
   MO_TRY(mo_json_bool_or(json, "attention_bias", architecture->bias_default, &bias));
   if (architecture->qk_norm_optional) MO_TRY(mo_json_bool_or(json, "use_qk_norm", false, &normed));
@@ -79,7 +83,8 @@ static mo_status read_window(const mo_architecture *architecture, const mo_json 
   return used ? mo_json_int_or(json, "sliding_window", 1, most, architecture->sliding_window, window) : MO_OK;
 }
 
-static mo_status layer_type(const mo_json *json, const json_t *types, int64_t layer, mo_layer_spec *spec, int64_t window) {
+static mo_status layer_type(const mo_json *json, const json_t *types, int64_t layer, mo_layer_spec *spec,
+                            int64_t window) {
   const char *type = json_string_value(json_array_get(types, (size_t)layer));
   if (type && strcmp(type, "full_attention") == 0)
     spec->window = 0;
@@ -88,7 +93,8 @@ static mo_status layer_type(const mo_json *json, const json_t *types, int64_t la
   else if (type && strcmp(type, "linear_attention") == 0)
     spec->mixer = MO_MIXER_DELTANET;
   else
-    return MO_FAIL(MO_INVALID, "layer_types[%lld] is \"%.40s\", which this architecture does not have (%s): check config.json",
+    return MO_FAIL(MO_INVALID,
+                   "layer_types[%lld] is \"%.40s\", which this architecture does not have (%s): check config.json",
                    (long long)layer, type ? type : "not a string", json->file);
   return MO_OK;
 }
@@ -99,8 +105,7 @@ static mo_status read_mixers(mo_model_spec *spec, const mo_architecture *archite
   MO_TRY(read_window(architecture, json, &window));
   if (architecture->window == MO_WINDOW_ABOVE)
     MO_TRY(mo_json_int_or(json, "max_window_layers", 0, INT32_MAX, 28, &above));
-  if (architecture->delta_layers)
-    MO_TRY(mo_json_int_or(json, "full_attention_interval", 1, MOST_LAYERS, 4, &interval));
+  if (architecture->delta_layers) MO_TRY(mo_json_int_or(json, "full_attention_interval", 1, MOST_LAYERS, 4, &interval));
   bool typed = architecture->window == MO_WINDOW_ABOVE || architecture->window == MO_WINDOW_ALTERNATE || interval;
   const json_t *types = typed ? mo_json_find(json, "layer_types") : NULL;
   if (types && (!json_is_array(types) || (int64_t)json_array_size(types) != spec->n_layers))
@@ -111,12 +116,13 @@ static mo_status read_mixers(mo_model_spec *spec, const mo_architecture *archite
     if (types) {
       MO_TRY(layer_type(json, types, i, layer, window));
       if (layer->mixer == MO_MIXER_DELTANET && !interval)
-        return MO_FAIL(MO_INVALID, "layer_types[%lld] is linear_attention, which %s does not have (%s): check config.json",
+        return MO_FAIL(MO_INVALID,
+                       "layer_types[%lld] is linear_attention, which %s does not have (%s): check config.json",
                        (long long)i, spec->architecture, json->file);
       continue;
     }
     if (interval && (i + 1) % interval) layer->mixer = MO_MIXER_DELTANET;
-    bool slides = architecture->window == MO_WINDOW_ABOVE ? i >= above
+    bool slides = architecture->window == MO_WINDOW_ABOVE       ? i >= above
                   : architecture->window == MO_WINDOW_ALTERNATE ? i % 2 == 0
                                                                 : true;
     layer->window = slides ? window : 0;
@@ -141,7 +147,8 @@ static mo_status read_mlps(mo_model_spec *spec, const mo_architecture *architect
       return MO_FAIL(MO_INVALID, "key \"mlp_only_layers\" is not a list (%s): check config.json", json->file);
     for (size_t i = 0; i < json_array_size(only); i++)
       if (!json_is_integer(json_array_get(only, i)))
-        return MO_FAIL(MO_INVALID, "key \"mlp_only_layers\" has an entry that is no layer number (%s): check config.json",
+        return MO_FAIL(MO_INVALID,
+                       "key \"mlp_only_layers\" has an entry that is no layer number (%s): check config.json",
                        json->file);
   }
   if (architecture->mlps == MO_MLPS_FIRST_DENSE)
@@ -166,9 +173,11 @@ static mo_status read_groups(mo_model_spec *spec, const mo_architecture *archite
   MO_TRY(mo_json_int_or(json, "topk_group", 1, spec->moe.groups, 1, &spec->moe.top_groups));
   int64_t size = spec->moe.experts / spec->moe.groups;
   if (spec->moe.experts % spec->moe.groups || size < 2 || size * spec->moe.top_groups < spec->moe.top_k)
-    return MO_FAIL(MO_INVALID, "n_group %lld with topk_group %lld does not divide %lld experts into groups of at least 2 that hold "
-                   "the chosen %lld (%s): check config.json", (long long)spec->moe.groups, (long long)spec->moe.top_groups,
-                   (long long)spec->moe.experts, (long long)spec->moe.top_k, json->file);
+    return MO_FAIL(MO_INVALID,
+                   "n_group %lld with topk_group %lld does not divide %lld experts into groups of at least 2 that hold "
+                   "the chosen %lld (%s): check config.json",
+                   (long long)spec->moe.groups, (long long)spec->moe.top_groups, (long long)spec->moe.experts,
+                   (long long)spec->moe.top_k, json->file);
   return MO_OK;
 }
 
@@ -222,7 +231,8 @@ static mo_status read_quantization(mo_model_spec *spec, const mo_architecture *a
 }
 
 static mo_status read_experts(mo_model_spec *spec, const mo_architecture *architecture, const mo_json *json) {
-  const char *key = mo_json_has(json, architecture->experts_key) ? architecture->experts_key : architecture->experts_alias;
+  const char *key =
+      mo_json_has(json, architecture->experts_key) ? architecture->experts_key : architecture->experts_alias;
   if (!mo_json_has(json, key)) key = architecture->experts_key;
   MO_TRY(mo_json_int(json, key, 1, MOST_EXPERTS, &spec->moe.experts));
   const char *top_key = mo_json_has(json, "num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token";
@@ -231,7 +241,8 @@ static mo_status read_experts(mo_model_spec *spec, const mo_architecture *archit
   MO_TRY(mo_json_int(json, architecture->expert_width_key, 1, MOST_WIDTH, &spec->moe.width));
   spec->moe.fused = spec->moe.expert_bias = architecture->fused_experts;
   if (spec->moe.mxfp4 && (spec->hidden % 32 || spec->moe.width % 32))
-    return MO_FAIL(MO_INVALID, "hidden_size %lld or %s %lld is not a multiple of MXFP4's block of 32 (%s): check config.json",
+    return MO_FAIL(MO_INVALID,
+                   "hidden_size %lld or %s %lld is not a multiple of MXFP4's block of 32 (%s): check config.json",
                    (long long)spec->hidden, architecture->expert_width_key, (long long)spec->moe.width, json->file);
   MO_TRY(read_router(spec, architecture, json));
   MO_TRY(read_shared(spec, architecture, json));
@@ -245,7 +256,8 @@ static mo_status read_delta(mo_model_spec *spec, const mo_json *json) {
   MO_TRY(mo_json_int_or(json, "linear_value_head_dim", 1, MOST_HEAD_DIM, 128, &spec->delta.v_dim));
   MO_TRY(mo_json_int_or(json, "linear_conv_kernel_dim", 1, 64, 4, &spec->delta.kernel));
   if (spec->delta.v_heads % spec->delta.k_heads)
-    return MO_FAIL(MO_INVALID, "linear_num_value_heads %lld is not a multiple of linear_num_key_heads %lld (%s): check config.json",
+    return MO_FAIL(MO_INVALID,
+                   "linear_num_value_heads %lld is not a multiple of linear_num_key_heads %lld (%s): check config.json",
                    (long long)spec->delta.v_heads, (long long)spec->delta.k_heads, json->file);
   return MO_OK;
 }
@@ -260,21 +272,23 @@ static mo_status read_prediction(mo_model_spec *spec, const mo_architecture *arc
 /* Sizes that each make sense may together make none. */
 static mo_status check_total(const mo_model_spec *spec, const mo_json *json) {
   double H = (double)spec->hidden, L = (double)spec->n_layers;
-  double attention = (double)spec->attention.head_dim * (double)(2 * spec->attention.heads + 2 * spec->attention.kv_heads) * H;
+  double attention =
+      (double)spec->attention.head_dim * (double)(2 * spec->attention.heads + 2 * spec->attention.kv_heads) * H;
   double delta = (double)spec->delta.v_heads * (double)(spec->delta.k_dim + spec->delta.v_dim) * 4 * H;
   double experts = 3 * H * (double)spec->moe.width * (double)spec->moe.experts;
   double dense = 3 * H * (double)(spec->dense.width + spec->moe.shared_width);
   double total = L * (attention + delta + experts + dense) + 2 * H * (double)spec->vocab;
   if (!(total < 1e14) || L * (double)spec->moe.experts > 4e6)
-    return MO_FAIL(MO_INVALID, "the sizes together make a model of about %.1e parameters (%s): check config.json", total,
-                   json->file);
+    return MO_FAIL(MO_INVALID, "the sizes together make a model of about %.1e parameters (%s): check config.json",
+                   total, json->file);
   return MO_OK;
 }
 
 static mo_status read_model(mo_model_spec *spec, const mo_json *json) {
   const char *type = NULL;
   MO_TRY(mo_json_string(json, "model_type", &type));
-  if (!type) return MO_FAIL(MO_INVALID, "key \"model_type\" is missing (%s): use the config.json of the hub", json->file);
+  if (!type)
+    return MO_FAIL(MO_INVALID, "key \"model_type\" is missing (%s): use the config.json of the hub", json->file);
   const mo_architecture *architecture = mo_architecture_find(type);
   if (!architecture)
     return MO_FAIL(MO_INVALID, "model_type \"%.60s\" is not supported (%s): supported are %s", type, json->file,
@@ -300,7 +314,8 @@ mo_status mo_model_parse(mo_model_spec *spec, const char *text, size_t bytes, co
   memset(spec, 0, sizeof *spec);
   json_error_t error;
   json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!root) return MO_FAIL(MO_INVALID, "not valid JSON: %s (%s:%d): fetch the file again", error.text, name, error.line);
+  if (!root)
+    return MO_FAIL(MO_INVALID, "not valid JSON: %s (%s:%d): fetch the file again", error.text, name, error.line);
   mo_json json = {root, name};
   mo_status status = MO_OK;
   if (!json_is_object(root))
@@ -319,8 +334,10 @@ static mo_status read_file(const char *path, char **text, size_t *bytes) {
   if (!file || fstat(fileno(file), &info) != 0 || !S_ISREG(info.st_mode) || info.st_size > MOST_BYTES) {
     const char *why = !file ? strerror(errno) : "not a file of at most 16 MiB";
     if (file) fclose(file);
-    return MO_FAIL(MO_INVALID, "cannot read the model's configuration: %s (%s): set model.path to a folder with config.json and "
-                   "*.safetensors", why, path);
+    return MO_FAIL(MO_INVALID,
+                   "cannot read the model's configuration: %s (%s): set model.path to a folder with config.json and "
+                   "*.safetensors",
+                   why, path);
   }
   *text = mo_alloc((size_t)info.st_size + 1, 1);
   *bytes = *text ? fread(*text, 1, (size_t)info.st_size, file) : 0;

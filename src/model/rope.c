@@ -21,15 +21,13 @@ static mo_status read_type(rope_keys *keys) {
 
 static mo_status read_keys(const mo_architecture *architecture, const mo_json *config, const json_t *assumed,
                            rope_keys *keys) {
-  mo_json parameters;
-  MO_TRY(mo_json_object(config, "rope_parameters", &parameters));
   MO_TRY(mo_json_object(config, "rope_scaling", &keys->scaling));
-  if (parameters.object) keys->scaling = parameters;
+  if (!keys->scaling.object) MO_TRY(mo_json_object(config, "rope_parameters", &keys->scaling));
   keys->type = "default";
   if (architecture->default_yarn && !keys->scaling.object) keys->scaling.object = assumed;
   if (keys->scaling.object) MO_TRY(read_type(keys));
   MO_TRY(mo_json_number_or(config, "rope_theta", 1, 1e15, architecture->rope_theta, &keys->theta));
-  if (parameters.object) MO_TRY(mo_json_number_or(&parameters, "rope_theta", 1, 1e15, keys->theta, &keys->theta));
+  if (keys->scaling.object) MO_TRY(mo_json_number_or(&keys->scaling, "rope_theta", 1, 1e15, keys->theta, &keys->theta));
   if (!(keys->theta > 1))
     return MO_FAIL(MO_INVALID, "key \"rope_theta\" is %g, expected more than 1 (%s): check config.json", keys->theta,
                    config->file);
@@ -136,10 +134,12 @@ static mo_status read_rope(mo_model_spec *spec, const mo_architecture *architect
     spec->rope.inv_freq[j] = 1.0f / (float)pow(keys.theta, exponent);
   }
   if (strcmp(keys.type, "default") == 0) return MO_OK;
-  MO_TRY(mo_json_number(&keys.scaling, "factor", 1e-3, 1e6, &keys.factor));
-  if (strcmp(keys.type, "linear") == 0) return scale_linear(spec->rope.inv_freq, half, &keys);
-  if (strcmp(keys.type, "llama3") == 0) return scale_llama3(spec->rope.inv_freq, half, &keys);
-  if (strcmp(keys.type, "yarn") == 0) return scale_yarn(spec, &keys);
+  bool linear = strcmp(keys.type, "linear") == 0, llama3 = strcmp(keys.type, "llama3") == 0;
+  if (linear || llama3 || strcmp(keys.type, "yarn") == 0) {
+    MO_TRY(mo_json_number(&keys.scaling, "factor", 1e-3, 1e6, &keys.factor));
+    if (linear) return scale_linear(spec->rope.inv_freq, half, &keys);
+    return llama3 ? scale_llama3(spec->rope.inv_freq, half, &keys) : scale_yarn(spec, &keys);
+  }
   return MO_FAIL(MO_INVALID, "rope type \"%.40s\" is not supported (%s): supported are default, linear, llama3, yarn",
                  keys.type, config->file);
 }

@@ -88,7 +88,7 @@ static mo_status read_features(mo_results_file *read, const mo_h5_file *file) {
 }
 
 static mo_status read_scalar(const mo_h5_file *file, const char *name, hid_t memory_type, void *value) {
-  int64_t n;
+  int64_t n = 0;
   hid_t dataset = H5Dopen2(file->id, name, H5P_DEFAULT);
   if (dataset < 0) return mo_h5_fail(file, "open dataset", name);
   mo_status status = count_elements(file, dataset, name, 0, &n);

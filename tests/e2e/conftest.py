@@ -24,7 +24,8 @@ def analysed(tmp_path_factory):
             output = folder / "result.h5"
             tokens = checkpoint / "tokens.h5"
             sections = helpers.run_sections(checkpoint, tokens, output, precision, activations="all")
-            helpers.run(["run", helpers.write_config(folder / "run.cfg", sections)], ranks)
+            config = helpers.write_config(folder / "run.cfg", sections)
+            helpers.run(["run", config], ranks, env=helpers.quick(ranks))
             finished[key] = output
         return finished[key]
 

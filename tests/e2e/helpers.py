@@ -2,16 +2,23 @@
 
 Needs numpy, h5py, pytest. The program is $MOE_OUTLIERS, or else the first build found under build/."""
 
+import atexit
+import contextlib
+import functools
 import os
 import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import h5py
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REFERENCES = ROOT / "tests" / "references"
 SITES = ("ln_attn", "ln_mlp")
+SLOW = 4 if os.environ.get("MO_SANITIZE") == "1" else 1  # sanitized programs are slower; time limits are times this
 
 
 def program():
@@ -36,8 +43,32 @@ def environment(**extra):
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
         "OMPI_MCA_mpi_yield_when_idle": "1",
+        "PRTE_ALLOW_RUN_AS_ROOT": "1",
+        "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
     return os.environ | fixed | extra
+
+
+@functools.cache
+def session_folder():
+    """A folder for Open MPI's notes: processes that are started alone without a daemon all use the same names."""
+    folder = tempfile.mkdtemp(prefix="moe-outliers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def quick(ranks=None):
+    """More environment for small runs. They mostly wait for Open MPI: to probe networks, to start a daemon for
+    a process started alone, to let ranks end by themselves."""
+    if ranks is not None:
+        return {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,vader", "OMPI_MCA_odls_base_sigkill_timeout": "0"}
+    return {
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "self",
+        "OMPI_MCA_ess_singleton_isolated": "1",
+        "OMPI_MCA_orte_tmpdir_base": session_folder(),
+    }
 
 
 def command(args, ranks=None):
@@ -67,7 +98,7 @@ def libconfig(value):
     if isinstance(value, (list, tuple)):
         return "( " + ", ".join(map(libconfig, value)) + " )"
     if isinstance(value, (int, np.integer)):
-        return str(int(value))
+        return f"{int(value)}L" if abs(value) >= 2**31 else str(int(value))
     if isinstance(value, (float, np.floating)):
         text = repr(float(value))
         return text if any(mark in text for mark in ".e") else text + ".0"
@@ -130,3 +161,18 @@ def datasets(path):
         )
     found.pop("timing", None)
     return found
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of that size, e.g. "64k", at the folder."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.splitlines()[0]}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)

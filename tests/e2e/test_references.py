@@ -1,6 +1,8 @@
 """Every reference checkpoint (scripts/make_references.py) against Hugging Face transformers, and the tables of its
 result file against a NumPy recomputation from the activations stored in the same file."""
 
+# cores: 1
+
 import math
 
 import h5py

@@ -1,10 +1,10 @@
-/* For the tests of backend operations: the backend named by argv[1] (cpu, check, cuda; default cpu), inputs in its memory,
- * and comparisons with references computed in double.
+/* For the tests of backend operations: the backend named by argv[1] (cpu, check, cuda; default cpu), inputs in its
+ * memory, and comparisons with references computed in double.
  *
- * Every test runs in fp32 and in bf16, with 1 and with 2 threads; what it reads back must be the same bytes for both
- * numbers of threads. References round to bf16 where the contract says so ("rounds" in backend.h); results must be
- * bf16-representable, within a few bf16 ulps of the reference, and nearly all equal to it: where float32 and double
- * fall on different sides of a rounding boundary, a value may be one step off. */
+ * Every test runs in fp32 and in bf16, with 1 and with 2 threads; what it reads back must be the same bytes for
+ * both numbers of threads. References round to bf16 where the contract says so ("rounds" in backend.h); results must
+ * be bf16-representable, within a few bf16 ulps of the reference, and nearly all equal to it: where float32 and
+ * double fall on different sides of a rounding boundary, a value may be one step off. */
 #ifndef TEST_BACKEND_FIXTURE_H
 #define TEST_BACKEND_FIXTURE_H
 
@@ -206,10 +206,10 @@ static inline mo_weight random_weight(mo_dtype dtype, int64_t rows, int64_t cols
 
 /* How close results must be: */
 typedef struct {
-  double relative;       /* fp32 runs: of the reference, besides the slack */
-  int ulps;              /* bf16 runs: of the reference, besides the slack */
-  double unequal;        /* bf16 runs: share of values that may differ from the reference at all */
-  const double *slack;   /* [count] absolute, or NULL */
+  double relative;     /* fp32 runs: of the reference, besides the slack */
+  int ulps;            /* bf16 runs: of the reference, besides the slack */
+  double unequal;      /* bf16 runs: share of values that may differ from the reference at all */
+  const double *slack; /* [count] absolute, or NULL */
 } closeness;
 
 static inline void expect_close(const char *what, const float *got, const double *want, int64_t count, closeness c) {
@@ -218,8 +218,8 @@ static inline void expect_close(const char *what, const float *got, const double
     double slack = c.slack ? c.slack[i] : 0;
     double allowed = slack + (bf16 ? c.ulps * bf16_ulp(want[i]) : c.relative * fabs(want[i]));
     if (!(fabs(got[i] - want[i]) <= allowed))
-      fail_msg("%s: value %lld of %lld is %.9g, expected %.9g +- %.3g", what, (long long)i, (long long)count, (double)got[i],
-               want[i], allowed);
+      fail_msg("%s: value %lld of %lld is %.9g, expected %.9g +- %.3g", what, (long long)i, (long long)count,
+               (double)got[i], want[i], allowed);
     if (bf16 && as_bf16(got[i]) != got[i]) fail_msg("%s: %.9g is not bf16", what, (double)got[i]);
     unequal += bf16 && got[i] != want[i];
   }
@@ -247,23 +247,29 @@ static inline double silu(double x) { return x / (1 + exp(-x)); }
 
 /* --- running --- */
 
-#define VARIANT(function, precision, threads)                \
-  {                                                          \
-    #function "." #precision "." #threads, function, begin, end, &(variant) { MO_PRECISION_##precision, threads, function } \
+#define VARIANT(function, precision, threads)                                 \
+  {                                                                           \
+#function "." #precision "." #threads, function, begin, end, &(variant) { \
+      MO_PRECISION_##precision, threads, function                             \
+    }                                                                         \
   }
 /* The four entries of a test, for the list in main. */
-#define VARIANTS(function)                                             \
+#define VARIANTS(function) \
   VARIANT(function, FP32, 1), VARIANT(function, FP32, 2), VARIANT(function, BF16, 1), VARIANT(function, BF16, 2)
 
-/* 0, or 77 with a reason if the backend is not in this program. */
+/* 0; else the exit status with a reason printed: 77 (skipped) where the cuda backend cannot be had, 1 otherwise. */
 static inline int choose_backend(int argc, char **argv) {
   const char *name = argc > 1 ? argv[1] : "cpu";
   mo_device_choice device = strcmp(name, "cpu") == 0     ? MO_DEVICE_CPU
                             : strcmp(name, "check") == 0 ? MO_DEVICE_CHECK
                                                          : MO_DEVICE_CUDA;
-  if (mo_backend_choose(device, &op) == MO_OK) return 0;
-  print_message("skipped, backend %s: %s\n", name, mo_error_message());
-  return 77;
+  mo_backend_options options = {.precision = MO_PRECISION_FP32, .threads = 1};
+  if (mo_backend_choose(device, &op) == MO_OK && op->open(&be, &options) == MO_OK) {
+    op->close(be);
+    return 0;
+  }
+  print_message("no backend %s: %s\n", name, mo_error_message());
+  return device == MO_DEVICE_CUDA ? 77 : 1;
 }
 
 #endif

@@ -184,10 +184,14 @@ static mo_status check_rope(mo_backend *backend, const mo_model_spec *spec, void
 static mo_status check_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
                                  const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out) {
   int64_t values = B * S * spec->attention.heads * spec->attention.head_dim;
-  witness w;
+  int64_t keys = B * S * spec->attention.kv_heads * spec->attention.head_dim;
+  witness w, w_k, w_v;
   MO_TRY(keep(&w, q, values));
+  MO_TRY(keep(&w_k, k, keys));
+  MO_TRY(keep(&w_v, v, keys));
   poison(out, values);
   mo_status status = mo_backend_cpu.attention(inner(backend), spec, window, sinks, q, k, v, B, S, out);
+  status = unchanged(&w_v, unchanged(&w_k, status, "attention"), "attention");
   return written(out, values, unchanged(&w, status, "attention"), "attention");
 }
 
@@ -275,9 +279,11 @@ static mo_status check_experts(mo_backend *backend, const mo_model_spec *spec, c
                                const void *x, const mo_routing *routing, int64_t first, int64_t last, void *out) {
   int64_t rows = routing->start[last] - routing->start[first], H = spec->hidden;
   float *block = (float *)out + routing->start[first] * H;
+  witness w;
+  MO_TRY(keep(&w, x, rows ? (int64_t)(routing->row[routing->start[last] - 1] + 1) * H : 0));
   poison(block, rows * H);
   mo_status status = mo_backend_cpu.experts(inner(backend), spec, weights, x, routing, first, last, out);
-  return written(block, rows * H, status, "experts");
+  return written(block, rows * H, unchanged(&w, status, "experts"), "experts");
 }
 
 static mo_status check_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,

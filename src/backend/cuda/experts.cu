@@ -82,12 +82,15 @@ static __global__ void add_bias_rows(const float *bias, int64_t m, int64_t n, T 
   }
 }
 
+/* Slots in shared memory: the compiler reads four at a time. */
+static __host__ __device__ int padded(int K) { return (K + 3) / 4 * 4; }
+
 /* A block per token: y [T, H] = sum of weight * row over its places, by ascending expert. */
 template <typename T, int W>
 static __global__ void combine_rows(const T *out, const int32_t *expert, const float *weight, const int32_t *place,
                                     int K, int64_t H, T *y) {
   extern __shared__ int32_t order[];
-  float *sorted = (float *)(order + K);
+  float *sorted = (float *)(order + padded(K));
   int64_t t = blockIdx.x;
   for (int j = (int)threadIdx.x; j < K; j += (int)blockDim.x) {
     int32_t e = expert[t * K + j];
@@ -365,8 +368,9 @@ static mo_status launch_combine(mo_cuda *cuda, const mo_model_spec *spec, const 
                                 int64_t T_rows, void *y) {
   int64_t H = spec->hidden, K = spec->moe.top_k, units = (H / W + 31) / 32 * 32;
   unsigned threads = (unsigned)(units < 32 ? 32 : units > 128 ? 128 : units);
-  combine_rows<T, W><<<(unsigned)T_rows, threads, (size_t)K *(sizeof(int32_t) + sizeof(float)), cuda->stream>>>(
-      (const T *)out, routing->expert, routing->weight, routing->place, (int)K, H, (T *)y);
+  combine_rows<T, W>
+      <<<(unsigned)T_rows, threads, (size_t)padded((int)K) * (sizeof(int32_t) + sizeof(float)), cuda->stream>>>(
+          (const T *)out, routing->expert, routing->weight, routing->place, (int)K, H, (T *)y);
   MO_LAUNCHED("combine_rows");
   return MO_OK;
 }

@@ -1,0 +1,268 @@
+"""`report` in its four formats: what it prints is what the files hold."""
+
+# cores: 1
+
+import csv
+import io
+import json
+import math
+import re
+
+import h5py
+import numpy as np
+import pytest
+
+import helpers
+
+# name: (reference, analysis keys)
+RESULTS = {
+    "systematic": ("olmoe_a", {}),
+    "dense": ("llama_c", {"threshold": 1.0}),  # more features than a table shows
+    "one_token": ("qwen3_moe_one_token", {}),  # no perplexity
+    "none_qualifies": ("qwen3_a", {"threshold": 20.0, "min_layer_fraction": 1.0, "min_position_fraction": 1.0}),
+    "no_values": ("olmoe_a", {"threshold": 1e30}),
+    "no_perplexity": ("mixtral_b", {"perplexity": False}),
+}
+FRACTIONS = ("block_percentage", "layer_percentage", "seq_percentage", "share")
+NUMBERS = ("max_magnitude", "q1", "median", "q3", *FRACTIONS)
+COUNTS = ("feature", "total_occurrences", "positive", "negative", "sequences_qualified")
+SUMMARY_COUNTS = ("outlier_features", "systematic_features", "features_hit", "sequence_rows")
+SUMMARY_NUMBERS = (
+    "mean_layer_percentage",
+    "median_layer_percentage",
+    "mean_seq_percentage",
+    "median_seq_percentage",
+)
+ATTRIBUTES = ("model_name", "architecture", "precision", "device")
+SIZES = ("n_layers", "hidden_size", "n_sequences", "sequence_length")
+
+
+class Result:
+    """A result file as h5py reads it."""
+
+    def __init__(self, path):
+        self.path = path
+        with h5py.File(path) as file:
+            self.attributes = dict(file.attrs)
+            self.features = file["features"][:]
+            enum = h5py.check_enum_dtype(self.features.dtype["classification"])
+            self.classes = {value: name for name, value in enum.items()}
+            self.summary = {name: item[()] for name, item in file["summary"].items()}
+            self.perplexity = float(file["perplexity/perplexity"][()]) if "perplexity" in file else math.nan
+
+    def shown(self, limit=0):
+        """Rows that a report shows: those that qualify, or all if none does."""
+        qualified = self.features[self.features["classification"] != 0]
+        rows = qualified if len(qualified) else self.features
+        return rows[:limit] if limit else rows
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    found = {}
+    for name, (reference, analysis) in RESULTS.items():
+        output = tmp_path_factory.mktemp(name) / f"{name}.h5"
+        checkpoint = helpers.REFERENCES / reference
+        sections = helpers.run_sections(checkpoint, checkpoint / "tokens.h5", output, analysis=analysis)
+        helpers.run(["run", helpers.write_config(output.with_suffix(".cfg"), sections)], env=helpers.quick())
+        found[name] = Result(output)
+    return found
+
+
+@pytest.fixture(params=RESULTS)
+def result(results, request):
+    return results[request.param]
+
+
+def report(*args):
+    done = helpers.run(["report", *args])
+    assert done.stderr == ""
+    return done.stdout
+
+
+def assert_number(text, value):
+    """text: of a number or None or ""; neither stands for no number."""
+    if math.isnan(value):
+        assert text in (None, "")
+    else:
+        assert float(text) == pytest.approx(float(value), rel=1e-11, abs=1e-300)
+
+
+def assert_feature(shown, row, classes):
+    for name in COUNTS:
+        assert int(shown[name]) == row[name], name
+    for name in NUMBERS:
+        assert_number(shown[name], row[name])
+    assert shown["classification"] == classes[row["classification"]]
+
+
+def assert_model(shown, summary, result):
+    """shown: attributes; summary: where the members of /summary are."""
+    assert shown["file"] == str(result.path)
+    for name in ATTRIBUTES:
+        assert shown[name] == result.attributes[name]
+    for name in SIZES:
+        assert int(shown[name]) == result.attributes[name]
+    assert_number(shown["threshold"], result.attributes["threshold"])
+    assert_number(shown["perplexity"], result.perplexity)
+    for name in SUMMARY_COUNTS:
+        assert int(summary[name]) == result.summary[name], name
+    for name in SUMMARY_NUMBERS:
+        assert_number(summary[name], result.summary[name])
+    assert summary["classification"] == result.classes[result.summary["classification"]]
+
+
+@pytest.mark.parametrize("limit", (None, 0, 1, 3))
+def test_json(result, limit):
+    args = [] if limit is None else ["--features", limit]
+    models = json.loads(report(result.path, "--format", "json", *args))["models"]
+    assert len(models) == 1
+    assert_model(models[0], models[0]["summary"], result)
+    assert models[0]["n_ranks"] == 1
+    assert [models[0][name] for name in ("started", "finished")] == [
+        result.attributes[name] for name in ("started", "finished")
+    ]
+    rows = result.shown(limit or 0)
+    for shown, row in zip(models[0]["features"], rows, strict=True):
+        assert_feature(shown, row, result.classes)
+
+
+def test_json_of_all(results):
+    models = json.loads(report(*(result.path for result in results.values()), "--format", "json"))["models"]
+    for model, result in zip(models, results.values(), strict=True):
+        assert_model(model, model["summary"], result)
+        assert len(model["features"]) == len(result.shown())
+
+
+def csv_tables(text):
+    """The two tables, as lists of dicts."""
+    return [list(csv.DictReader(io.StringIO(part))) for part in text.split("\n\n")]
+
+
+def test_csv(results):
+    models, features = csv_tables(report(*(result.path for result in results.values()), "--format", "csv"))
+    for model, result in zip(models, results.values(), strict=True):
+        assert_model(model, model, result)
+        mine = [row for row in features if row["file"] == str(result.path)]
+        for shown, row in zip(mine, result.shown(), strict=True):
+            assert shown["model_name"] == result.attributes["model_name"]
+            assert_feature(shown, row, result.classes)
+
+
+def table_after(lines, heading, split):
+    """Rows, as dicts, of the table whose heading starts with `heading`."""
+    first = next(i for i, line in enumerate(lines) if line.lstrip("| ").startswith(heading))
+    names = split(lines[first])
+    rows = []
+    for line in lines[first + 2 :]:
+        if not line:
+            break
+        rows.append(dict(zip(names, split(line), strict=True)))
+    return rows
+
+
+def split_markdown(line):
+    assert line.startswith("| ") and line.endswith(" |")
+    return line[2:-2].split(" | ")
+
+
+def split_table(line):
+    return re.split(r"  +", line.strip())
+
+
+FORMATS = {"table": split_table, "markdown": split_markdown}
+
+
+@pytest.fixture(params=FORMATS)
+def style(request):
+    return request.param
+
+
+def assert_printed_feature(shown, row, classes):
+    percent = {"layers %": "block_percentage", "sites %": "layer_percentage", "positions %": "seq_percentage",
+               "share %": "share"}  # fmt: skip
+    two_digits = {"max magnitude": "max_magnitude", "q1": "q1", "median": "median", "q3": "q3"}
+    expected = {"feature": str(row["feature"]), "class": classes[row["classification"]]}
+    expected |= {name: f"{100 * float(row[column]):.1f}" for name, column in percent.items()}
+    expected |= {name: f"{float(row[column]):.2f}" for name, column in two_digits.items()}
+    expected["occurrences"] = str(row["total_occurrences"])
+    for name, column in (("+ %", "positive"), ("- %", "negative")):
+        expected[name] = f"{100 * (int(row[column]) / int(row['total_occurrences'])):.1f}"
+    assert shown == expected
+
+
+def test_printed_features(result, style):
+    lines = report(result.path, "--format", style).splitlines()
+    rows = result.shown(20)
+    if not len(rows):
+        assert "No value reached the threshold." in lines
+        return
+    for shown, row in zip(table_after(lines, "feature", FORMATS[style]), rows, strict=True):
+        assert_printed_feature(shown, row, result.classes)
+    more = len(result.shown()) - len(rows)
+    assert (f"{more} more: --features 0 shows all." in lines) == (more > 0)
+    assert (more > 0) == ("/dense" in str(result.path))
+    none_qualifies = "No feature qualifies" in "\n".join(lines)
+    assert none_qualifies == (result.summary["outlier_features"] == 0)
+
+
+def test_printed_summary(result, style):
+    text = report(result.path, "--format", style)
+    attributes, summary = result.attributes, result.summary
+    item = r"^- {}: " if style == "markdown" else r"^  {} +"
+
+    def value_of(name):
+        return re.search(item.format(re.escape(name)) + r"(.*)$", text, re.MULTILINE)[1]
+
+    assert f"{attributes['model_name']} ({result.path}): {result.classes[summary['classification']]}" in text
+    assert value_of("tokens") == f"{attributes['n_sequences']} sequences x {attributes['sequence_length']}"
+    assert value_of("threshold") == f"{attributes['threshold']:g}"
+    assert value_of("sequence rows") == str(summary["sequence_rows"])
+    assert value_of("outlier features").split(",")[0] == str(summary["outlier_features"])
+    if math.isnan(result.perplexity):
+        assert value_of("perplexity") == "not computed"
+    else:
+        assert value_of("perplexity") == f"{result.perplexity:.4f}"
+    for name, column in (("sites %", "layer_percentage"), ("positions %", "seq_percentage")):
+        found = re.findall(r"[0-9.]+", value_of(name))
+        numbers = [float(summary[f"{kind}_{column}"]) for kind in ("mean", "median")]
+        assert found == ([] if np.isnan(numbers).any() else [f"{100 * number:.1f}" for number in numbers])
+
+
+def test_several_files_side_by_side(results, style):
+    lines = report(*(result.path for result in results.values()), "--format", style).splitlines()
+    rows = table_after(lines, "model", FORMATS[style])
+    for row, result in zip(rows, results.values(), strict=True):
+        assert row["model"] == result.attributes["model_name"]
+        assert row["class"] == result.classes[result.summary["classification"]]
+        assert row["features"] == str(result.summary["outlier_features"])
+        assert row["sequence rows"] == str(result.summary["sequence_rows"])
+        assert row["perplexity"] == ("-" if math.isnan(result.perplexity) else f"{result.perplexity:.4g}")
+
+
+def test_table_is_the_default(result):
+    assert report(result.path) == report(result.path, "--format", "table")
+
+
+def test_features_limits_the_printed_table(results, style):
+    lines = report(results["none_qualifies"].path, "--format", style, "--features", 2).splitlines()
+    assert len(table_after(lines, "feature", FORMATS[style])) == 2
+
+
+@pytest.mark.parametrize("spoil", ("absent", "empty", "text", "truncated", "tokens", "incomplete"))
+def test_bad_file(results, tmp_path, spoil):
+    """One error line, and nothing on stdout although the first file is good."""
+    good, path = results["dense"].path, tmp_path / "bad.h5"
+    data = good.read_bytes()
+    if spoil in ("empty", "text", "truncated"):
+        path.write_bytes({"empty": b"", "text": b"no result\n" * 99, "truncated": data[: len(data) // 2]}[spoil])
+    elif spoil == "tokens":
+        path.write_bytes((helpers.REFERENCES / "llama_c" / "tokens.h5").read_bytes())
+    elif spoil == "incomplete":
+        path.write_bytes(data)
+        with h5py.File(path, "a") as file:
+            file.attrs["complete"] = np.int32(0)
+    done = helpers.run(["report", good, path], check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("moe-outliers: error: ") and done.stderr.count("\n") == 1
+    assert "bad.h5" in done.stderr

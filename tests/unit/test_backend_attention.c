@@ -1,0 +1,148 @@
+/* Causal attention of a backend against a naive double loop: grouped heads, windows, sinks, sequences of any length.
+ * backends: cpu check */
+#include "test_backend_fixture.h"
+
+typedef struct {
+  int64_t heads, kv_heads, D, B, S, window;
+  bool sinks, softmax_bf16;
+  double scale_of_q;
+} attention_case;
+
+/* Probabilities of the keys first..last for one query (scores in p), with a sink's share taken away. */
+static void naive_softmax(double *p, int64_t n, const double *sink, bool differences) {
+  double top = sink ? *sink : -INFINITY, sum;
+  for (int64_t j = 0; j < n; j++) top = fmax(top, p[j]);
+  for (int64_t j = 0; j < n; j++) p[j] = exp(differences ? rounded(p[j] - top) : p[j] - top);
+  sum = sink ? exp(differences ? rounded(*sink - top) : *sink - top) : 0;
+  for (int64_t j = 0; j < n; j++) sum += p[j];
+  for (int64_t j = 0; j < n; j++) p[j] = rounded(p[j] / sum);
+}
+
+/* One query of one head; rows are `kv` wide apart. slack: what float32 sums and, in bf16 runs, two scores or
+ * probabilities on the other side of a rounding boundary may change. */
+static void naive_query(const attention_case *c, const double *q, const double *k, const double *v, int64_t n,
+                        const double *sink, double *out, double *slack) {
+  int64_t D = c->D, kv = c->kv_heads * D;
+  double p[512], scale = (double)(float)(1 / sqrt((double)D)), largest_score = 0;
+  assert_true(n <= 512);
+  for (int64_t j = 0; j < n; j++) {
+    double score = 0, magnitude = 0;
+    for (int64_t d = 0; d < D; d++) {
+      score += q[d] * k[j * kv + d];
+      magnitude += fabs(q[d] * k[j * kv + d]);
+    }
+    p[j] = rounded(rounded(score) * scale);
+    largest_score = fmax(largest_score, magnitude * scale);
+  }
+  naive_softmax(p, n, sink, c->softmax_bf16);
+  for (int64_t d = 0; d < D; d++) {
+    double sum = 0, magnitude = 0, largest = 0;
+    for (int64_t j = 0; j < n; j++) {
+      double term = p[j] * v[j * kv + d];
+      sum += term;
+      magnitude += fabs(term);
+      largest = fmax(largest, fabs(term));
+    }
+    out[d] = rounded(sum);
+    slack[d] = bf16 ? 0x1p-5 * largest : (2e-6 + 4e-7 * largest_score) * magnitude;
+  }
+}
+
+static void naive_attention(const attention_case *c, const double *q, const double *k, const double *v,
+                            const double *sinks, double *out, double *slack) {
+  int64_t D = c->D, kv = c->kv_heads * D;
+  for (int64_t b = 0; b < c->B; b++)
+    for (int64_t s = 0; s < c->S; s++)
+      for (int64_t h = 0; h < c->heads; h++) {
+        int64_t first = c->window > 0 && s - c->window + 1 > 0 ? s - c->window + 1 : 0;
+        int64_t key = (b * c->S + first) * kv + h / (c->heads / c->kv_heads) * D;
+        int64_t at = ((b * c->S + s) * c->heads + h) * D;
+        naive_query(c, q + at, k + key, v + key, s - first + 1, sinks ? sinks + h : NULL, out + at, slack + at);
+      }
+}
+
+static void check_case(attention_case c) {
+  int64_t n_q = c.B * c.S * c.heads * c.D, n_kv = c.B * c.S * c.kv_heads * c.D;
+  double *q, *k, *v, *sinks = NULL, *want = doubles(n_q), *slack = doubles(n_q);
+  void *queries = random_activations(n_q, c.scale_of_q > 0 ? c.scale_of_q : 2, &q);
+  void *keys = random_activations(n_kv, 2, &k), *values = random_activations(n_kv, 1, &v), *out = activations_out(n_q);
+  mo_model_spec spec = {.attention = {.heads = c.heads,
+                                      .kv_heads = c.kv_heads,
+                                      .head_dim = c.D,
+                                      .sinks = c.sinks,
+                                      .softmax_bf16 = c.softmax_bf16,
+                                      .scale = (float)(1 / sqrt((double)c.D))}};
+  mo_weight sink = {0};
+  if (c.sinks) sink = random_weight(MO_BF16, 1, c.heads, 2, &sinks);
+  naive_attention(&c, q, k, v, sinks, want, slack);
+  ok(op->attention(be, &spec, c.window, c.sinks ? &sink : NULL, queries, keys, values, c.B, c.S, out));
+  expect_close("attention", result(out, n_q), want, n_q, (closeness){.ulps = 1, .unequal = 0.03, .slack = slack});
+}
+
+static void each_ratio_of_heads(void **state) {
+  (void)state;
+  for (int64_t ratio = 1; ratio <= 8; ratio += ratio == 1 ? 2 : 5)
+    for (int64_t kv_heads = 1; kv_heads <= 3; kv_heads += 2)
+      check_case((attention_case){.heads = ratio * kv_heads, .kv_heads = kv_heads, .D = 6, .B = 2, .S = 19});
+}
+
+static void each_length(void **state) {
+  (void)state;
+  static const int64_t lengths[] = {1, 2, 63, 64, 65, 131};
+  for (int i = 0; i < 6; i++) check_case((attention_case){.heads = 2, .kv_heads = 1, .D = 5, .B = 3, .S = lengths[i]});
+}
+
+static void each_window(void **state) {
+  (void)state;
+  static const int64_t windows[] = {1, 2, 7, 64, 65, 100, 140, 141, 5000};
+  for (int i = 0; i < 9; i++)
+    check_case((attention_case){.heads = 2, .kv_heads = 2, .D = 4, .B = 2, .S = 140, .window = windows[i]});
+}
+
+static void sinks_take_a_share(void **state) {
+  (void)state;
+  check_case((attention_case){.heads = 4, .kv_heads = 2, .D = 8, .B = 2, .S = 70, .sinks = true});
+  check_case((attention_case){.heads = 4, .kv_heads = 2, .D = 8, .B = 2, .S = 70, .window = 9, .sinks = true});
+  check_case((attention_case){.heads = 3, .kv_heads = 1, .D = 8, .B = 1, .S = 1, .sinks = true});
+}
+
+static void softmax_in_bf16(void **state) {
+  (void)state;
+  check_case((attention_case){.heads = 4, .kv_heads = 2, .D = 8, .B = 2, .S = 70, .softmax_bf16 = true});
+  check_case((attention_case){
+      .heads = 4, .kv_heads = 2, .D = 8, .B = 1, .S = 70, .window = 9, .sinks = true, .softmax_bf16 = true});
+}
+
+/* Scores of some hundred: the softmax must not overflow. */
+static void large_scores(void **state) {
+  (void)state;
+  check_case((attention_case){.heads = 2, .kv_heads = 1, .D = 16, .B = 1, .S = 70, .scale_of_q = 300});
+}
+
+/* Closed form: equal keys give the mean of the values seen so far. */
+static void equal_keys_average(void **state) {
+  (void)state;
+  enum { S = 8, D = 2 };
+  double q[S * D], k[S * D], v[S * D], want[S * D];
+  for (int i = 0; i < S * D; i++) {
+    q[i] = uniform(-1, 1);
+    k[i] = 0.5;
+    v[i] = i / D * 2;               /* 0, 2, 4, .. */
+    want[i] = rounded(i / D * 1.0); /* the mean of 0, 2, .. 2s is s */
+  }
+  mo_model_spec spec = {.attention = {.heads = 1, .kv_heads = 1, .head_dim = D, .scale = 0.7071068f}};
+  void *queries = activations(q, S * D), *keys = activations(k, S * D), *values = activations(v, S * D);
+  void *out = activations_out(S * D);
+  ok(op->attention(be, &spec, 0, NULL, queries, keys, values, 1, S, out));
+  expect_close("attention", result(out, S * D), want, S * D, (closeness){.relative = 1e-6, .ulps = 1, .unequal = 1});
+}
+
+int main(int argc, char **argv) {
+  int skipped = choose_backend(argc, argv);
+  if (skipped) return skipped;
+  const struct CMUnitTest tests[] = {
+      VARIANTS(each_ratio_of_heads), VARIANTS(each_length),  VARIANTS(each_window),        VARIANTS(sinks_take_a_share),
+      VARIANTS(softmax_in_bf16),     VARIANTS(large_scores), VARIANTS(equal_keys_average),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,296 @@
+/* Experts and the combination of their outputs against loops over single tokens.
+ * backends: cpu check */
+#include "test_backend_moe_fixture.h"
+
+/* --- experts --- */
+
+static void open_experts(scene *s) {
+  const moe_case *c = &s->c;
+  double *blocks[] = {doubles(c->E * c->F * c->H), doubles(c->E * c->F * c->H), doubles(c->E * c->H * c->F)};
+  mo_weight **views[] = {&s->weights.expert_gate, &s->weights.expert_up, &s->weights.expert_down};
+  double ***values[] = {&s->gate, &s->up, &s->down};
+  for (int m = 0; m < 3; m++) {
+    int64_t rows = m < 2 ? c->F : c->H, cols = m < 2 ? c->H : c->F;
+    for (int64_t i = 0; i < c->E * rows * cols; i++) blocks[m][i] = uniform(-1, 1) * 2 / sqrt((double)cols);
+    mo_weight all = weight_of(c->dtype, c->E * rows, cols, blocks[m]);
+    *views[m] = host_memory(c->E, sizeof(mo_weight));
+    *values[m] = host_memory(c->E, sizeof(double *));
+    for (int64_t e = 0; e < c->E; e++) {
+      (*values[m])[e] = blocks[m] + e * rows * cols;
+      (*views[m])[e] = (mo_weight){.data = (const char *)all.data + (size_t)(e * rows * cols) * mo_dtype_size(c->dtype),
+                                   .dtype = c->dtype,
+                                   .rows = rows,
+                                   .cols = cols};
+    }
+  }
+}
+
+/* A routing made by hand: token t goes to the experts that chosen[t * K ..] names. */
+static void given_routing(scene *s, const int32_t *chosen) {
+  const moe_case *c = &s->c;
+  int64_t r = 0;
+  size_t cells = (size_t)(c->T * c->K);
+  s->row = host_memory((int64_t)cells, sizeof *s->row);
+  s->place = host_memory((int64_t)cells, sizeof *s->place);
+  for (int64_t e = 0; e <= c->E; e++) {
+    s->routing.start[e] = r;
+    for (int64_t i = 0; i < c->T * c->K && e < c->E; i++)
+      if (chosen[i] == e) {
+        s->row[r] = (int32_t)(i / c->K);
+        s->place[i] = (int32_t)r++;
+      }
+  }
+  s->routing.row = uploaded(s->row, cells * sizeof *s->row);
+  s->routing.place = uploaded(s->place, cells * sizeof *s->place);
+  s->routing.expert = uploaded(chosen, cells * sizeof *chosen);
+}
+
+/* One token through one expert. slack: float32 sums; in bf16 runs also one activation on the other side of a rounding
+ * boundary. scratch: [3 F + H] */
+static void naive_expert(const scene *s, const double *x, int64_t e, double *out, double *slack, double *scratch) {
+  int64_t H = s->c.H, F = s->c.F;
+  double *gate = scratch, *up = gate + F, *unused = up + F;
+  naive_linear(x, 1, s->gate[e], F, H, NULL, gate, unused);
+  naive_linear(x, 1, s->up[e], F, H, NULL, up, unused);
+  for (int64_t f = 0; f < F; f++) gate[f] = rounded(rounded(silu(rounded(gate[f]))) * rounded(up[f]));
+  naive_linear(gate, 1, s->down[e], H, F, NULL, out, slack);
+  for (int64_t h = 0; h < H; h++) {
+    double largest = 0;
+    for (int64_t f = 0; f < F && bf16; f++) largest = fmax(largest, fabs(gate[f] * s->down[e][h * F + f]));
+    out[h] = rounded(out[h]);
+    slack[h] = 3 * slack[h] + 0x1p-6 * largest;
+  }
+}
+
+static void expect_expert_rows(const scene *s, const float *got, int64_t first, int64_t last) {
+  int64_t H = s->c.H, begin_row = s->routing.start[first], n = s->routing.start[last] - begin_row;
+  double *want = doubles(n * H), *slack = doubles(n * H), *scratch = doubles(3 * s->c.F + H);
+  for (int64_t e = first; e < last; e++)
+    for (int64_t r = s->routing.start[e]; r < s->routing.start[e + 1]; r++)
+      naive_expert(s, s->x + s->row[r] * H, e, want + (r - begin_row) * H, slack + (r - begin_row) * H, scratch);
+  expect_close("experts", got + begin_row * H, want, n * H, (closeness){.ulps = 1, .unequal = 0.05, .slack = slack});
+}
+
+static void check_experts(moe_case c, const int32_t *chosen, int64_t cut) {
+  scene s;
+  open_scene(&s, c);
+  open_experts(&s);
+  s.rows = random_activations(c.T * c.H, 2, &s.x);
+  given_routing(&s, chosen);
+  int64_t n = c.T * c.K * c.H;
+  void *out = activations_out(n);
+  if (cut > 0) { /* in two parts; the first leaves the second's rows alone */
+    double *marks = doubles(n);
+    float *before = host_memory(n, sizeof *before);
+    for (int64_t i = 0; i < n; i++) marks[i] = 77;
+    out = activations(marks, n);
+    ok(op->experts(be, &s.spec, &s.weights, s.rows, &s.routing, 0, cut, out));
+    before = result(out, n);
+    for (int64_t i = s.routing.start[cut] * c.H; i < n; i++) assert_true(before[i] == 77);
+  }
+  ok(op->experts(be, &s.spec, &s.weights, s.rows, &s.routing, cut, c.E, out));
+  expect_expert_rows(&s, result(out, n), 0, c.E);
+}
+
+static int32_t *random_choices(const moe_case *c) {
+  int32_t *chosen = host_memory(c->T * c->K, sizeof *chosen);
+  for (int64_t t = 0; t < c->T; t++) {
+    int32_t at = (int32_t)random_below(c->E);
+    for (int64_t j = 0; j < c->K; j++) chosen[t * c->K + j] = (at + (int32_t)j) % (int32_t)c->E;
+  }
+  return chosen;
+}
+
+static void experts_of_each_dtype(void **state) {
+  (void)state;
+  for (int d = 0; d < 3; d++) {
+    moe_case c = {.T = 29, .E = 5, .K = 2, .H = 37, .F = 23, .dtype = (mo_dtype[]){MO_F32, MO_BF16, MO_F16}[d]};
+    check_experts(c, random_choices(&c), 0);
+  }
+}
+
+static void experts_wider_than_a_tile(void **state) {
+  (void)state;
+  moe_case c = {.T = 11, .E = 3, .K = 2, .H = 269, .F = 523, .dtype = MO_BF16};
+  check_experts(c, random_choices(&c), 0);
+}
+
+/* Expert 1 gets all 1100 tokens, or all but one; the others none. */
+static void experts_with_all_rows_or_none(void **state) {
+  (void)state;
+  moe_case c = {.T = 1100, .E = 3, .K = 1, .H = 9, .F = 17, .dtype = MO_BF16};
+  int32_t *chosen = host_memory(c.T, sizeof *chosen);
+  for (int64_t t = 0; t < c.T; t++) chosen[t] = 1;
+  check_experts(c, chosen, 0);
+  check_experts(c, chosen, 1);
+  chosen[1099] = 2;
+  check_experts(c, chosen, 2);
+}
+
+static void experts_in_parts(void **state) {
+  (void)state;
+  moe_case c = {.T = 40, .E = 6, .K = 3, .H = 19, .F = 31, .dtype = MO_BF16};
+  for (int64_t cut = 1; cut < 6; cut += 2) check_experts(c, random_choices(&c), cut);
+}
+
+/* More rows than one group of experts may hold. */
+static void experts_of_many_rows(void **state) {
+  (void)state;
+  moe_case c = {.T = 9001, .E = 4, .K = 2, .H = 3, .F = 5, .dtype = MO_BF16};
+  check_experts(c, random_choices(&c), 0);
+}
+
+/* Gate and up as rows 2i and 2i+1 of one matrix, stored as columns, with biases and the clamped activation. */
+typedef struct {
+  double *gate_up, *down, *gate_up_bias, *down_bias; /* all experts: [E, H, 2F], [E, F, H], [E, 2F], [E, H] */
+} fused_values;
+
+static mo_weight *views_of(mo_weight all, int64_t E, int64_t rows, int64_t cols, bool transposed) {
+  mo_weight *views = host_memory(E, sizeof *views);
+  for (int64_t e = 0; e < E; e++)
+    views[e] = (mo_weight){.data = (const char *)all.data + (size_t)(e * rows * cols) * mo_dtype_size(all.dtype),
+                           .dtype = all.dtype,
+                           .rows = rows,
+                           .cols = cols,
+                           .transposed = transposed};
+  return views;
+}
+
+static fused_values open_fused(scene *s) {
+  const moe_case *c = &s->c;
+  fused_values v;
+  mo_weight gate_up = random_weight(c->dtype, c->E * c->H, 2 * c->F, 2 / sqrt((double)c->H), &v.gate_up);
+  mo_weight down = random_weight(c->dtype, c->E * c->F, c->H, 2 / sqrt((double)c->F), &v.down);
+  mo_weight gate_up_bias = random_weight(c->dtype, c->E, 2 * c->F, 1, &v.gate_up_bias);
+  mo_weight down_bias = random_weight(c->dtype, c->E, c->H, 1, &v.down_bias);
+  s->weights.expert_gate_up = views_of(gate_up, c->E, 2 * c->F, c->H, true);
+  s->weights.expert_down = views_of(down, c->E, c->H, c->F, true);
+  s->weights.expert_gate_up_bias = views_of(gate_up_bias, c->E, 1, 2 * c->F, false);
+  s->weights.expert_down_bias = views_of(down_bias, c->E, 1, c->H, false);
+  s->spec.moe.fused = s->spec.moe.expert_bias = true;
+  s->spec.moe.glu = MO_GLU_CLAMPED;
+  s->spec.moe.glu_limit = 1.5f; /* often met by these values */
+  s->spec.moe.glu_alpha = 1.702f;
+  return v;
+}
+
+/* y [N] = x [K] w + bias, w stored [K, N]; product and sum round. slack as in naive_linear. */
+static void naive_fused_product(const double *x, const double *w, const double *bias, int64_t K, int64_t N, double *y,
+                                double *slack, double *largest) {
+  for (int64_t n = 0; n < N; n++) {
+    double sum = 0, magnitude = 0;
+    largest[n] = 0;
+    for (int64_t k = 0; k < K; k++) {
+      sum += x[k] * w[k * N + n];
+      magnitude += fabs(x[k] * w[k * N + n]);
+      largest[n] = fmax(largest[n], fabs(x[k] * w[k * N + n]));
+    }
+    y[n] = rounded(rounded(sum) + bias[n]);
+    slack[n] = 1e-6 * (magnitude + fabs(bias[n]));
+  }
+}
+
+static void naive_fused_expert(const scene *s, const fused_values *v, const double *x, int64_t e, double *out,
+                               double *slack) {
+  int64_t H = s->c.H, F = s->c.F;
+  double limit = s->spec.moe.glu_limit, alpha = s->spec.moe.glu_alpha;
+  double both[256], errors[256], largest[256], activation[128];
+  assert_true(2 * F <= 256 && H <= 256);
+  naive_fused_product(x, v->gate_up + e * H * 2 * F, v->gate_up_bias + e * 2 * F, H, 2 * F, both, errors, largest);
+  for (int64_t f = 0; f < F; f++) {
+    double gate = fmin(both[2 * f], limit), up = fmin(fmax(both[2 * f + 1], -limit), limit);
+    double swish = rounded(gate * rounded(1 / (1 + exp(-rounded(alpha * gate)))));
+    activation[f] = rounded(rounded(up + 1) * swish);
+  }
+  naive_fused_product(activation, v->down + e * F * H, v->down_bias + e * H, F, H, out, slack, largest);
+  for (int64_t h = 0; h < H; h++)
+    slack[h] = 4 * slack[h] + (bf16 ? 0x1p-6 * largest[h] + bf16_ulp(out[h] - v->down_bias[e * H + h]) : 0);
+}
+
+static void fused_experts_with_biases(void **state) {
+  (void)state;
+  for (int d = 0; d < 2; d++) {
+    scene s;
+    open_scene(&s, (moe_case){.T = 31, .E = 4, .K = 2, .H = 37, .F = 29, .dtype = d ? MO_F32 : MO_BF16});
+    fused_values v = open_fused(&s);
+    int64_t H = s.c.H, n = s.c.T * s.c.K * H;
+    double *want = doubles(n), *slack = doubles(n);
+    s.rows = random_activations(s.c.T * H, 2, &s.x);
+    given_routing(&s, random_choices(&s.c));
+    for (int64_t e = 0; e < s.c.E; e++)
+      for (int64_t r = s.routing.start[e]; r < s.routing.start[e + 1]; r++)
+        naive_fused_expert(&s, &v, s.x + s.row[r] * H, e, want + r * H, slack + r * H);
+    void *out = activations_out(n);
+    ok(op->experts(be, &s.spec, &s.weights, s.rows, &s.routing, 0, s.c.E, out));
+    expect_close("experts", result(out, n), want, n,
+                 (closeness){.relative = 1e-6, .ulps = 1, .unequal = 0.05, .slack = slack});
+  }
+}
+
+/* --- combine --- */
+
+/* Sums in ascending order of expert, whatever the order of the slots; products and partial sums round. Weights of 16
+ * bits times bf16 values are exact in float32, so that in bf16 runs the result is, too. */
+static void combine_in_order_of_expert(void **state) {
+  (void)state;
+  scene s;
+  open_scene(&s, (moe_case){.T = 53, .E = 8, .K = 4, .H = 31});
+  int64_t T = s.c.T, K = s.c.K, H = s.c.H;
+  double *values, *want = doubles(T * H), *slack = doubles(T * H);
+  float *weight = host_memory(T * K, sizeof *weight);
+  int32_t *chosen = random_choices(&s.c);
+  void *rows = random_activations(T * K * H, 3, &values), *out = activations_out(T * H);
+  given_routing(&s, chosen);
+  for (int64_t i = 0; i < T * K; i++) weight[i] = (float)random_below(65536) / 65536;
+  s.routing.weight = uploaded(weight, (size_t)(T * K) * sizeof *weight);
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t e = 0; e < s.c.E; e++)
+      for (int64_t j = 0; j < K; j++)
+        for (int64_t h = 0; h < H && chosen[t * K + j] == e; h++) {
+          double product = rounded((double)weight[t * K + j] * values[s.place[t * K + j] * H + h]);
+          want[t * H + h] = rounded(want[t * H + h] + product);
+          slack[t * H + h] += bf16 ? 0 : 2e-7 * fabs(product);
+        }
+  ok(op->combine(be, &s.spec, rows, &s.routing, T, out));
+  expect_close("combine", result(out, T * H), want, T * H, (closeness){.slack = slack});
+}
+
+/* --- all three --- */
+
+static void a_layer_equals_loops_over_tokens(void **state) {
+  (void)state;
+  scene s;
+  open_scene(&s, (moe_case){.T = 45, .E = 6, .K = 2, .H = 24, .F = 33, .dtype = MO_BF16});
+  int64_t T = s.c.T, K = s.c.K, H = s.c.H;
+  double *want = doubles(T * H), *slack = doubles(T * H), *scratch = doubles(3 * s.c.F + H), *y = doubles(H),
+         *dy = doubles(H);
+  exact_router(&s);
+  open_experts(&s);
+  s.spec.moe.renormalise = true;
+  void *rows = activations_out(T * K * H), *out = activations_out(T * H);
+  route(&s);
+  ok(op->experts(be, &s.spec, &s.weights, s.rows, &s.routing, 0, s.c.E, rows));
+  ok(op->combine(be, &s.spec, rows, &s.routing, T, out));
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t j = 0; j < K; j++) {
+      naive_expert(&s, s.x + t * H, s.expert[t * K + j], y, dy, scratch);
+      for (int64_t h = 0; h < H; h++) {
+        double product = rounded((double)s.weight[t * K + j] * y[h]);
+        want[t * H + h] = rounded(want[t * H + h] + product);
+        slack[t * H + h] += dy[h] + (bf16 ? bf16_ulp(product) : 2e-7 * fabs(product));
+      }
+    }
+  expect_close("mixture", result(out, T * H), want, T * H, (closeness){.ulps = 1, .unequal = 0.1, .slack = slack});
+}
+
+int main(int argc, char **argv) {
+  int skipped = choose_backend(argc, argv);
+  if (skipped) return skipped;
+  const struct CMUnitTest tests[] = {
+      VARIANTS(experts_of_each_dtype),         VARIANTS(experts_wider_than_a_tile),
+      VARIANTS(experts_with_all_rows_or_none), VARIANTS(experts_in_parts),
+      VARIANTS(experts_of_many_rows),          VARIANTS(fused_experts_with_biases),
+      VARIANTS(combine_in_order_of_expert),    VARIANTS(a_layer_equals_loops_over_tokens),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
