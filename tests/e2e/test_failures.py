@@ -69,7 +69,7 @@ KILLS = (
     ("file", 0, file_created),
     ("file", 3, file_created),
     ("layer2", 2, layer_done(2)),
-    ("layer5", 0, layer_done(5)),
+    ("layer4", 0, layer_done(4)),
 )
 
 
@@ -84,8 +84,9 @@ def assert_nothing_finished(folder):
 def test_killed_rank(tmp_path, long_model, moment, rank, reached):
     args = long_command(long_model, tmp_path)
     with Watched(args, 4) as run:
+        pid = run.wait_until(lambda: run.pid_of(rank))
         run.wait_until(lambda: reached(run, tmp_path))
-        os.kill(run.pid_of(rank), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         assert run.wait_for_end(SECONDS) != 0
     assert_nothing_finished(tmp_path)
 
@@ -120,8 +121,9 @@ def test_same_command_after_a_kill(tmp_path, long_model):
     """What a killed run leaves behind does not disturb the next one."""
     args = long_command(long_model, tmp_path)
     with Watched(args, 4) as run:
+        pid = run.wait_until(lambda: run.pid_of(2))
         run.wait_until(lambda: file_created(run, tmp_path))
-        os.kill(run.pid_of(2), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         assert run.wait_for_end(SECONDS) != 0
     assert os.listdir(tmp_path / "out") == ["result.h5.partial"]
     helpers.run(args, 4)
