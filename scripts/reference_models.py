@@ -229,6 +229,19 @@ REFERENCES = [
         style="new",
     ),
     Reference(
+        "mixtral_c",
+        mixtral(
+            **shape(48, 3, 8, 1, 97),
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            intermediate_size=19,
+        )
+        | {"sliding_window": 9},
+        25,
+        sequences=2,
+        length=41,
+    ),
+    Reference(
         "qwen3_moe_a",
         qwen3_moe(
             **shape(40, 4, 6, 2, 211, head_dim=10), **moe(12, 3, 11), intermediate_size=37, mlp_only_layers=[1]
@@ -269,6 +282,19 @@ REFERENCES = [
         42,
         style="new",
         shards=2,
+    ),
+    Reference(
+        "qwen3_c",
+        qwen3(
+            **shape(56, 3, 8, 1, 103, head_dim=10),
+            intermediate_size=29,
+            use_sliding_window=True,
+            sliding_window=11,
+            max_window_layers=1,
+        ),
+        43,
+        sequences=2,
+        length=43,
     ),
     Reference(
         "llama_a",
