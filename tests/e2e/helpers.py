@@ -175,4 +175,4 @@ def small_disk(folder, size):
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
