@@ -136,5 +136,5 @@ def assert_refused(folder, spoil, keyword, source=MODEL):
             assert listing(given.home) == before
     finally:
         for process, *_ in started:
-            process.kill()
+            process.terminate()  # a launcher that is killed may leave ranks behind
             process.communicate()
