@@ -24,9 +24,25 @@ typedef struct mo_backend mo_backend;
 
 typedef struct {
   mo_precision precision;
-  int threads;  /* compute threads of a CPU backend */
-  int device;   /* ordinal of a GPU backend */
+  int threads; /* compute threads of a CPU backend */
+  int device;  /* ordinal of a GPU backend */
 } mo_backend_options;
+
+/* What a rank's backend will be asked to do, as far as its memory depends on it. */
+typedef struct {
+  const mo_model_spec *spec;
+  mo_precision precision;
+  int threads;     /* compute threads of a CPU backend */
+  mo_dtype stored; /* of the checkpoint's matrices (MXFP4 apart); MO_OTHER: several types or unknown */
+  int64_t B, S;    /* micro-batches of up to B sequences of S tokens */
+} mo_backend_load;
+
+/* Bytes of backend memory that a rank takes beside what it allocs. Bounds, known without a device. */
+typedef struct {
+  int64_t scratch;  /* of its operations */
+  int64_t overhead; /* the process with its libraries; on a GPU its context and the libraries' workspaces */
+  int64_t peers;    /* connections to the ranks of neighbouring blocks, where there are several ranks */
+} mo_backend_memory;
 
 /* Routing of one micro-batch: which rows each expert gets. Backend memory. */
 typedef struct {
@@ -45,6 +61,8 @@ typedef struct {
   mo_status (*open)(mo_backend **backend, const mo_backend_options *options);
   void (*close)(mo_backend *backend);
 
+  /* What a rank with this load takes; needs no open backend. */
+  mo_backend_memory (*memory)(const mo_backend_load *load);
   /* Bytes that are free for this rank at present, 0 if unknown. sharers: ranks on this node that use the same memory. */
   int64_t (*available_memory)(mo_backend *backend, int sharers);
   /* Backend memory, aligned to 256 bytes, contents undefined. */
@@ -63,7 +81,11 @@ typedef struct {
   /* Host float32 to rows of activations (receiving side of the transport). */
   mo_status (*write_activations)(mo_backend *backend, void *x, int64_t count, const float *host);
   mo_status (*download)(mo_backend *backend, const void *memory, size_t bytes, void *host);
+  /* The same of memory that no operation under way writes: waits for none of them. */
+  mo_status (*fetch)(mo_backend *backend, const void *memory, size_t bytes, void *host);
   mo_status (*zero)(mo_backend *backend, void *memory, size_t bytes);
+  /* *sum = mo_tensor_sum of backend memory at a multiple of 8; waits. Of memory that uploads were waited for. */
+  mo_status (*checksum)(mo_backend *backend, const void *memory, size_t bytes, uint64_t *sum);
   /* Wait until all enqueued operations have ended. */
   mo_status (*sync)(mo_backend *backend);
 
@@ -74,11 +96,16 @@ typedef struct {
   mo_status (*norm)(mo_backend *backend, const mo_norm_spec *spec, const mo_weight *weight, const void *x, int64_t rows,
                     int64_t width, void *out);
   /* y [M, rows of w] = x [M, cols of w] w^T + bias (NULL: none); rounds once, after the bias. */
-  mo_status (*linear)(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y);
+  mo_status (*linear)(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                      void *y);
   /* x clamped to +-limit, in place. */
   mo_status (*clamp)(mo_backend *backend, void *x, int64_t count, float limit);
   /* x [T, heads, D] rotated in place; position of row t is t % S; cos, sin and the products round. */
   mo_status (*rope)(mo_backend *backend, const mo_model_spec *spec, void *x, int64_t T, int64_t S, int64_t heads);
+  /* x [T, heads*D] normed in place, each head or, where the spec says so, the whole row, then rotated: the same bytes as norm
+   * and rope, in fewer passes over memory. */
+  mo_status (*norm_rope)(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, void *x, int64_t T,
+                         int64_t S, int64_t heads);
   /* out [T, heads*D] = causal attention of each sequence; q [T, heads*D], k, v [T, kv_heads*D]; window 0 = all keys; sinks
    * [heads] or NULL. Softmax in float32; rounds the output (and, where the backend can, scores and probabilities). */
   mo_status (*attention)(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
@@ -86,20 +113,22 @@ typedef struct {
   /* left [rows, a] and right [rows, b] = the columns of x [rows, a + b]. */
   mo_status (*split)(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left, void *right);
   /* x [rows, width] *= sigmoid(gate) [rows, width], or [rows, 1] where gate_width is 1; sigmoid and product round. */
-  mo_status (*sigmoid_gate)(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width, int64_t gate_width);
+  mo_status (*sigmoid_gate)(mo_backend *backend, void *x, const void *gate, int64_t rows, int64_t width,
+                            int64_t gate_width);
   /* Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464; transformers models/qwen3_next), vh value heads, kh key heads,
    * C = 2*kh*k_dim + vh*v_dim channels.
    * delta_conv: qkvz [T, 2*kh*k_dim + 2*vh*v_dim] in groups per key head (q, k, values, z), ba [T, 2*vh] likewise (b, a) ->
    * mixed [T, C] = silu of the causal depthwise convolution over each sequence, in the order q, k, v; rounds after both;
    * beta [T, vh] = sigmoid(b), rounds; decay [T, vh] = -exp(A_log) * softplus(a + dt_bias); beta and decay are float32. */
-  mo_status (*delta_conv)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *qkvz,
-                          const void *ba, int64_t B, int64_t S, void *mixed, float *beta, float *decay);
+  mo_status (*delta_conv)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights,
+                          const void *qkvz, const void *ba, int64_t B, int64_t S, void *mixed, float *beta,
+                          float *decay);
   /* out [T, vh*v_dim]: the gated delta rule over each sequence, queries and keys l2-normalised, state in float32; rounds. */
   mo_status (*delta_rule)(mo_backend *backend, const mo_model_spec *spec, const void *mixed, const float *beta,
                           const float *decay, int64_t B, int64_t S, void *out);
   /* x [T, vh, v_dim] = RMSNorm(x) * w * silu(z), z from qkvz; rounds after the norm, after w and at the end. */
-  mo_status (*delta_norm)(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz, int64_t T,
-                          void *x);
+  mo_status (*delta_norm)(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, const void *qkvz,
+                          int64_t T, void *x);
   /* x [count] += y [count]; rounds. */
   mo_status (*add)(mo_backend *backend, void *x, const void *y, int64_t count);
   /* out [count] = silu(gate) * up; rounds after silu and after the product. */
@@ -113,18 +142,24 @@ typedef struct {
                        const mo_routing *routing, int64_t first, int64_t last, void *out);
   /* y [T, H] = sum over a token's experts, in ascending order of expert index, of weight * expert output; products and
    * partial sums round. */
-  mo_status (*combine)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out, const mo_routing *routing,
-                       int64_t T, void *y);
+  mo_status (*combine)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                       const mo_routing *routing, int64_t T, void *y);
+  /* x [T, H] += what combine gives; rounds. The same bytes as combine and add, in fewer passes over memory. */
+  mo_status (*combine_add)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                           const mo_routing *routing, int64_t T, void *x);
 
-  /* Statistics of site activations x [B*S, H]. positions: backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for
-   * sequences first_sequence.. ; *statistics: host memory owned by the backend until its next call (waits). */
+  /* Reduce site activations x [B*S, H], which stay as they are until site_results, the next of these two calls. positions:
+   * backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for sequences first_sequence.. */
   mo_status (*site_statistics)(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                               uint64_t *positions, int64_t first_sequence, mo_site_statistics *statistics);
+                               uint64_t *positions, int64_t first_sequence);
+  /* What the last site_statistics reduced: host memory owned by the backend until its next call. Waits for that alone, not
+   * for operations enqueued since. */
+  mo_status (*site_results)(mo_backend *backend, mo_site_statistics *statistics);
 
   /* nll (host, [B, S-1]) of the next token from hidden rows x [B*S, H] (already normed): logits x lm_head^T rounded, then
    * log-sum-exp; ids (host, [B, S]). The logits of the whole batch never exist at once. Waits. */
-  mo_status (*nll)(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B, int64_t S,
-                   float *nll);
+  mo_status (*nll)(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
+                   int64_t S, float *nll);
 } mo_backend_table;
 
 /* Every backend's struct begins with its table. */
@@ -139,10 +174,16 @@ extern const mo_backend_table mo_backend_cpu;
  * each operation, inputs compared after it. For tests (engine.device = "check"). */
 extern const mo_backend_table mo_backend_check;
 
+/* The tables' memory entries, also of a backend that is not built in: plans are made anywhere. */
+mo_backend_memory mo_backend_memory_cpu(const mo_backend_load *load);
+mo_backend_memory mo_backend_memory_cuda(const mo_backend_load *load);
+
 #ifdef MO_HAVE_CUDA
 extern const mo_backend_table mo_backend_cuda;
-/* Whether a CUDA device is visible. */
-bool mo_backend_cuda_present(void);
+/* CUDA devices that this process sees; 0 also where there is no driver. */
+int mo_backend_cuda_count(void);
+/* The UUID of a visible device, of the instance where it is a MIG instance. */
+MO_CHECKED mo_status mo_backend_cuda_id(int device, uint8_t id[16]);
 #endif
 
 /* The table for a choice of the config; a backend that is not built in is MO_INVALID. */

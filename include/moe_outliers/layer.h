@@ -8,10 +8,10 @@
 typedef struct mo_workspace mo_workspace;
 
 /* For micro-batches of up to B sequences of S tokens. */
-MO_CHECKED mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec, mo_backend *backend, int64_t B,
-                                       int64_t S);
+MO_CHECKED mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec, mo_backend *backend,
+                                       int64_t B, int64_t S);
 void mo_workspace_close(mo_workspace *workspace);
-/* Bytes that mo_workspace_open would take from a backend with activation values of `value_bytes`. */
+/* Bound of what mo_workspace_open takes from a backend with activation values of `value_bytes`. */
 int64_t mo_workspace_bytes(const mo_model_spec *spec, int64_t B, int64_t S, int value_bytes);
 
 /* Who watches a layer: told of each site's activations x [B*S, H] (backend memory, valid during the call) and of the number of
@@ -20,6 +20,8 @@ typedef struct {
   void *context;
   mo_status (*site)(void *context, int64_t layer, mo_site site, const void *x);
   mo_status (*routing)(void *context, int64_t layer, const int64_t *counts);
+  mo_status (*settle)(
+      void *context); /* after each site, when what follows is enqueued and x still as it was; NULL: not */
 } mo_layer_observer;
 
 /* x [B*S, H] <- layer(x), in place. layer: 0..L-1. */

@@ -183,9 +183,12 @@ typedef struct {
 
 MO_CHECKED mo_status mo_model_extras(const mo_model_spec *spec, mo_extra_count extras[MO_EXTRA_COUNT]);
 
+enum { MO_ARENA_ALIGNMENT = 256 }; /* of a tensor in memory, bytes */
+
 typedef struct {
-  int64_t bytes; /* to read from the checkpoint */
-  double flops;  /* a multiply-add counts 2 */
+  int64_t bytes;         /* to read from the checkpoint */
+  int64_t aligned_bytes; /* in the arena, as mo_stage_catalogue's arena_bytes */
+  double flops;          /* a multiply-add counts 2 */
 } mo_stage_cost;
 
 /* Cost of a stage for n_sequences of `length` tokens, if numbers are stored with element_bytes each (MXFP4 and what

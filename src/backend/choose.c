@@ -4,7 +4,7 @@
 mo_status mo_backend_choose(mo_device_choice device, const mo_backend_table **table) {
   *table = device == MO_DEVICE_CHECK ? &mo_backend_check : &mo_backend_cpu;
 #ifdef MO_HAVE_CUDA
-  if (device == MO_DEVICE_CUDA || (device == MO_DEVICE_AUTO && mo_backend_cuda_present())) *table = &mo_backend_cuda;
+  if (device == MO_DEVICE_CUDA || (device == MO_DEVICE_AUTO && mo_backend_cuda_count() > 0)) *table = &mo_backend_cuda;
 #else
   if (device == MO_DEVICE_CUDA)
     return MO_FAIL(MO_INVALID,

@@ -44,9 +44,10 @@ static widths widths_of(const mo_model_spec *spec) {
 }
 
 int64_t mo_workspace_bytes(const mo_model_spec *spec, int64_t B, int64_t S, int value_bytes) {
+  enum { BUFFERS = 14, ROUNDING = 256 }; /* an alloc of a backend may be larger than asked for, to its alignment */
   widths w = widths_of(spec);
   int64_t values = 2 * spec->hidden + w.q + w.k + w.v + w.gate + w.mixed + w.routed * spec->hidden;
-  return B * S * (values * value_bytes + w.delta * 8 + w.routed * 16) + w.experts * 16;
+  return B * S * (values * value_bytes + w.delta * 8 + w.routed * 16) + (w.experts + 1) * 16 + BUFFERS * ROUNDING;
 }
 
 static mo_status open_routing(mo_workspace *ws, int64_t T, const widths *w) {
@@ -122,10 +123,15 @@ static const mo_weight *maybe(const mo_stage_weights *weights, mo_role role) {
   return weights->one[role].data ? &weights->one[role] : NULL;
 }
 
-static mo_status normalise_heads(mo_workspace *ws, const mo_weight *weight, void *x, int64_t T, int64_t heads) {
-  int64_t D = ws->spec->attention.head_dim;
-  bool whole = ws->spec->attention.qk_norm == MO_QK_NORM_WHOLE;
-  return ws->op->norm(ws->backend, &ws->spec->norm, weight, x, whole ? T : T * heads, whole ? heads * D : D, x);
+/* Queries or keys after their projection: normed, clamped, rotated. */
+static mo_status finish_heads(mo_workspace *ws, const mo_weight *norm, void *x, int64_t T, int64_t heads) {
+  const mo_model_spec *spec = ws->spec;
+  int64_t D = spec->attention.head_dim;
+  bool normed = spec->attention.qk_norm != MO_QK_NORM_NONE, whole = spec->attention.qk_norm == MO_QK_NORM_WHOLE;
+  if (normed && !(spec->attention.clip > 0)) return ws->op->norm_rope(ws->backend, spec, norm, x, T, ws->S, heads);
+  if (normed) MO_TRY(ws->op->norm(ws->backend, &spec->norm, norm, x, whole ? T : T * heads, whole ? heads * D : D, x));
+  if (spec->attention.clip > 0) MO_TRY(ws->op->clamp(ws->backend, x, T * heads * D, spec->attention.clip));
+  return ws->op->rope(ws->backend, spec, x, T, ws->S, heads);
 }
 
 /* Queries, keys and values of the site's tensor: projected, normed, clamped, rotated. */
@@ -137,17 +143,9 @@ static mo_status project(mo_workspace *ws, const mo_stage_weights *w, int64_t T)
   if (gated) MO_TRY(ws->op->split(ws->backend, ws->mixed, T * heads, D, D, ws->q, ws->gate));
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_K], maybe(w, MO_K_BIAS), ws->normed, T, ws->k));
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_V], maybe(w, MO_V_BIAS), ws->normed, T, ws->v));
-  if (spec->attention.qk_norm != MO_QK_NORM_NONE) {
-    MO_TRY(normalise_heads(ws, &w->one[MO_Q_NORM], ws->q, T, heads));
-    MO_TRY(normalise_heads(ws, &w->one[MO_K_NORM], ws->k, T, kv_heads));
-  }
-  if (spec->attention.clip > 0) {
-    MO_TRY(ws->op->clamp(ws->backend, ws->q, T * heads * D, spec->attention.clip));
-    MO_TRY(ws->op->clamp(ws->backend, ws->k, T * kv_heads * D, spec->attention.clip));
-    MO_TRY(ws->op->clamp(ws->backend, ws->v, T * kv_heads * D, spec->attention.clip));
-  }
-  MO_TRY(ws->op->rope(ws->backend, spec, ws->q, T, ws->S, heads));
-  return ws->op->rope(ws->backend, spec, ws->k, T, ws->S, kv_heads);
+  if (spec->attention.clip > 0) MO_TRY(ws->op->clamp(ws->backend, ws->v, T * kv_heads * D, spec->attention.clip));
+  MO_TRY(finish_heads(ws, &w->one[MO_Q_NORM], ws->q, T, heads));
+  return finish_heads(ws, &w->one[MO_K_NORM], ws->k, T, kv_heads);
 }
 
 static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const mo_stage_weights *w, int64_t B) {
@@ -199,15 +197,24 @@ static mo_status add_shared(mo_workspace *ws, const mo_stage_weights *w, int64_t
   return ws->op->add(ws->backend, ws->out, ws->expert_out, T * H);
 }
 
+/* x [T, H] += what the experts, and the shared one, make of the site's tensor. */
 static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w, int64_t T,
-                     const mo_layer_observer *observer) {
+                     const mo_layer_observer *observer, void *x) {
   int64_t E = ws->spec->moe.experts;
   MO_TRY(ws->op->route(ws->backend, ws->spec, w, ws->normed, T, &ws->routing));
   for (int64_t e = 0; e < E; e++) ws->counts[e] = ws->routing.start[e + 1] - ws->routing.start[e];
   MO_TRY(observer->routing(observer->context, layer, ws->counts));
   MO_TRY(ws->op->experts(ws->backend, ws->spec, w, ws->normed, &ws->routing, 0, E, ws->expert_out));
+  if (ws->spec->moe.shared == MO_SHARED_NONE)
+    return ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, x);
   MO_TRY(ws->op->combine(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, ws->out));
-  return ws->spec->moe.shared == MO_SHARED_NONE ? MO_OK : add_shared(ws, w, T);
+  MO_TRY(add_shared(ws, w, T));
+  return ws->op->add(ws->backend, x, ws->out, T * ws->spec->hidden);
+}
+
+/* The site's tensor will change, or the layer ends. */
+static mo_status settle(const mo_layer_observer *observer) {
+  return observer->settle ? observer->settle(observer->context) : MO_OK;
 }
 
 mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weights *weights, void *x, int64_t B,
@@ -221,13 +228,16 @@ mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weigh
   else
     MO_TRY(deltanet(ws, weights, B));
   MO_TRY(ws->op->add(ws->backend, x, ws->out, T * H));
+  MO_TRY(settle(observer));
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_POST_NORM], x, T, H, ws->normed));
   MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_MLP, ws->normed));
-  if (spec->layers[layer].mlp == MO_MLP_DENSE)
+  if (spec->layers[layer].mlp == MO_MLP_MOE) {
+    MO_TRY(moe(ws, layer, weights, T, observer, x));
+  } else {
     MO_TRY(dense_mlp(ws, weights, T));
-  else
-    MO_TRY(moe(ws, layer, weights, T, observer));
-  return ws->op->add(ws->backend, x, ws->out, T * H);
+    MO_TRY(ws->op->add(ws->backend, x, ws->out, T * H));
+  }
+  return settle(observer);
 }
 
 mo_status mo_head_forward(mo_workspace *ws, const mo_stage_weights *weights, const void *x, int64_t B,

@@ -263,7 +263,9 @@ mo_status mo_model_stage_cost(const mo_model_spec *spec, int64_t stage, int elem
   memset(cost, 0, sizeof *cost);
   MO_TRY(mo_model_tensors(spec, stage, &needs, &n));
   for (int64_t i = 0; i < n; i++) {
-    cost->bytes += bytes_of(needs + i, element_bytes);
+    int64_t bytes = bytes_of(needs + i, element_bytes);
+    cost->bytes += bytes;
+    cost->aligned_bytes += (bytes + MO_ARENA_ALIGNMENT - 1) / MO_ARENA_ALIGNMENT * MO_ARENA_ALIGNMENT;
     if (needs[i].n_dims < 2 || needs[i].role == MO_EMBED) continue;
     double share = is_expert(needs + i) ? (double)spec->moe.top_k / (double)spec->moe.experts : 1;
     cost->flops += 2 * T * share * (double)parameters_of(needs + i);

@@ -17,12 +17,20 @@ typedef struct {
   int64_t ticket; /* 0: the slot is free */
 } pending_upload;
 
+/* An input and what it was. */
+typedef struct {
+  const void *data;
+  void *copy;
+  size_t bytes;
+} witness;
+
 typedef struct {
   mo_backend base;
   mo_backend *cpu;
   pthread_mutex_t lock;
   pending_upload pending[PENDING];
   int64_t next_ticket;
+  witness site; /* of site_statistics until site_results; copy NULL: none */
 } checker;
 
 static checker *of(mo_backend *backend) { return (checker *)backend; }
@@ -48,6 +56,7 @@ static void check_close(mo_backend *backend) {
   if (!backend) return;
   mo_backend_cpu.close(inner(backend));
   pthread_mutex_destroy(&of(backend)->lock);
+  free(of(backend)->site.copy); /* a failure came before site_results */
   free(backend);
 }
 
@@ -96,12 +105,6 @@ static mo_status check_upload_wait(mo_backend *backend, int64_t ticket) {
 }
 
 /* A float32 input of an operation: its copy from before, compared after. */
-typedef struct {
-  const void *data;
-  void *copy;
-  size_t bytes;
-} witness;
-
 static mo_status keep(witness *w, const void *data, int64_t values) {
   *w = (witness){data, mo_alloc((size_t)values, sizeof(float)), (size_t)values * sizeof(float)};
   if (!w->copy) return MO_FAILED;
@@ -146,6 +149,10 @@ static mo_status check_zero(mo_backend *backend, void *memory, size_t bytes) {
   return mo_backend_cpu.zero(inner(backend), memory, bytes);
 }
 
+static mo_status check_checksum(mo_backend *backend, const void *memory, size_t bytes, uint64_t *sum) {
+  return mo_backend_cpu.checksum(inner(backend), memory, bytes, sum);
+}
+
 static mo_status check_sync(mo_backend *backend) { return mo_backend_cpu.sync(inner(backend)); }
 
 static mo_status check_embed(mo_backend *backend, const mo_weight *table, const int32_t *ids, int64_t T, void *out) {
@@ -179,6 +186,11 @@ static mo_status check_clamp(mo_backend *backend, void *x, int64_t count, float 
 static mo_status check_rope(mo_backend *backend, const mo_model_spec *spec, void *x, int64_t T, int64_t S,
                             int64_t heads) {
   return mo_backend_cpu.rope(inner(backend), spec, x, T, S, heads);
+}
+
+static mo_status check_norm_rope(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, void *x,
+                                 int64_t T, int64_t S, int64_t heads) {
+  return mo_backend_cpu.norm_rope(inner(backend), spec, weight, x, T, S, heads);
 }
 
 static mo_status check_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
@@ -295,14 +307,27 @@ static mo_status check_combine(mo_backend *backend, const mo_model_spec *spec, c
   return written(y, T * spec->hidden, unchanged(&w, status, "combine"), "combine");
 }
 
-static mo_status check_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H,
-                                       float threshold, uint64_t *positions, int64_t first_sequence,
-                                       mo_site_statistics *statistics) {
+static mo_status check_combine_add(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                                   const mo_routing *routing, int64_t T, void *x) {
   witness w;
-  MO_TRY(keep(&w, x, B * S * H));
-  mo_status status =
-      mo_backend_cpu.site_statistics(inner(backend), x, B, S, H, threshold, positions, first_sequence, statistics);
-  return unchanged(&w, status, "site_statistics");
+  MO_TRY(keep(&w, expert_out, T * spec->moe.top_k * spec->hidden));
+  return unchanged(&w, mo_backend_cpu.combine_add(inner(backend), spec, expert_out, routing, T, x), "combine_add");
+}
+
+static mo_status check_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H,
+                                       float threshold, uint64_t *positions, int64_t first_sequence) {
+  checker *c = of(backend);
+  if (c->site.copy)
+    return MO_FAIL(MO_FAILED, "site_statistics without site_results before (check backend): a defect of the program");
+  MO_TRY(keep(&c->site, x, B * S * H));
+  return mo_backend_cpu.site_statistics(c->cpu, x, B, S, H, threshold, positions, first_sequence);
+}
+
+static mo_status check_site_results(mo_backend *backend, mo_site_statistics *statistics) {
+  checker *c = of(backend);
+  witness site = c->site;
+  c->site.copy = NULL;
+  return unchanged(&site, mo_backend_cpu.site_results(c->cpu, statistics), "site_statistics");
 }
 
 static mo_status check_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
@@ -316,6 +341,7 @@ const mo_backend_table mo_backend_check = {
     .host_memory = false,
     .open = check_open,
     .close = check_close,
+    .memory = mo_backend_memory_cpu, /* copies of inputs, which only tests pay for, are not counted */
     .available_memory = check_available_memory,
     .alloc = check_alloc,
     .free = check_free,
@@ -326,13 +352,16 @@ const mo_backend_table mo_backend_check = {
     .read_activations = check_read_activations,
     .write_activations = check_write_activations,
     .download = check_download,
+    .fetch = check_download,
     .zero = check_zero,
+    .checksum = check_checksum,
     .sync = check_sync,
     .embed = check_embed,
     .norm = check_norm,
     .linear = check_linear,
     .clamp = check_clamp,
     .rope = check_rope,
+    .norm_rope = check_norm_rope,
     .attention = check_attention,
     .add = check_add,
     .glu = check_glu,
@@ -344,6 +373,8 @@ const mo_backend_table mo_backend_check = {
     .route = check_route,
     .experts = check_experts,
     .combine = check_combine,
+    .combine_add = check_combine_add,
     .site_statistics = check_site_statistics,
+    .site_results = check_site_results,
     .nll = check_nll,
 };

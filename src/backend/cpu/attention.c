@@ -7,7 +7,7 @@
 
 #include "backend/cpu/cpu.h"
 
-enum { QUERY_BLOCK = 64 };
+enum { QUERY_BLOCK = MO_QUERY_BLOCK };
 
 typedef struct {
   const mo_model_spec *spec;

@@ -1,10 +1,10 @@
 /* The CPU backend's table, memory and uploads. */
-#include <stdio.h>
 #include <stdlib.h>
 
 #include <cblas.h>
 
 #include "backend/cpu/cpu.h"
+#include "moe_outliers/machine.h"
 
 static mo_status cpu_alloc(mo_backend *backend, size_t bytes, void **memory) {
   (void)backend;
@@ -48,14 +48,9 @@ static void cpu_close(mo_backend *backend) {
 
 static int64_t cpu_available_memory(mo_backend *backend, int sharers) {
   (void)backend;
-  long long kilobytes = 0;
-  char line[128];
-  FILE *file = fopen("/proc/meminfo", "r");
-  if (!file) return 0;
-  while (fgets(line, sizeof line, file) && sscanf(line, "MemAvailable: %lld kB", &kilobytes) != 1) {
-  }
-  fclose(file);
-  return (int64_t)kilobytes * 1024 / sharers;
+  mo_machine machine;
+  mo_machine_read(&machine, "");
+  return machine.memory / sharers;
 }
 
 static mo_status cpu_upload(mo_backend *backend, void *destination, const void *host, size_t bytes, int64_t *ticket) {
@@ -95,6 +90,17 @@ static mo_status cpu_zero(mo_backend *backend, void *memory, size_t bytes) {
   return MO_OK;
 }
 
+static mo_status cpu_checksum(mo_backend *backend, const void *memory, size_t bytes, uint64_t *sum) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+  const int64_t part = 1 << 20, n = (int64_t)bytes;
+  uint64_t total = 0;
+#pragma omp parallel for schedule(static) num_threads(cpu->threads) reduction(+ : total)
+  for (int64_t at = 0; at < n; at += part)
+    total += mo_tensor_sum((const char *)memory + at, at, n - at < part ? n - at : part);
+  *sum = total;
+  return MO_OK;
+}
+
 static mo_status cpu_sync(mo_backend *backend) {
   (void)backend;
   return MO_OK;
@@ -131,6 +137,7 @@ const mo_backend_table mo_backend_cpu = {
     .host_memory = true,
     .open = cpu_open,
     .close = cpu_close,
+    .memory = mo_backend_memory_cpu,
     .available_memory = cpu_available_memory,
     .alloc = cpu_alloc,
     .free = cpu_free,
@@ -141,13 +148,16 @@ const mo_backend_table mo_backend_cpu = {
     .read_activations = cpu_read_activations,
     .write_activations = cpu_write_activations,
     .download = cpu_download,
+    .fetch = cpu_download,
     .zero = cpu_zero,
+    .checksum = cpu_checksum,
     .sync = cpu_sync,
     .embed = cpu_embed,
     .norm = cpu_norm,
     .linear = cpu_linear,
     .clamp = cpu_clamp,
     .rope = cpu_rope,
+    .norm_rope = cpu_norm_rope,
     .attention = cpu_attention,
     .add = cpu_add,
     .glu = cpu_glu,
@@ -159,6 +169,8 @@ const mo_backend_table mo_backend_cpu = {
     .route = cpu_route,
     .experts = cpu_experts,
     .combine = cpu_combine,
+    .combine_add = cpu_combine_add,
     .site_statistics = cpu_site_statistics,
+    .site_results = cpu_site_results,
     .nll = cpu_nll,
 };

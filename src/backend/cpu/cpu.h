@@ -11,8 +11,15 @@
 #include "moe_outliers/backend.h"
 
 enum {
-  MO_TILE_ROWS = 1024, /* rows of x in a tile */
-  MO_TILE_COLS = 256,  /* rows of w (columns of y) in a tile */
+  MO_TILE_ROWS = 1024,   /* rows of x in a tile */
+  MO_TILE_COLS = 256,    /* rows of w (columns of y) in a tile */
+  MO_QUERY_BLOCK = 64,   /* queries of attention in a task */
+  MO_DELTA_CHUNK = 64,   /* tokens of the delta rule in a step */
+  MO_GROUP_ROWS = 16384, /* bounds the scratch of experts; one expert alone may exceed it */
+  MO_VOCAB_TILE = 1024,  /* of the vocabulary in a task of nll */
+  MO_NLL_ROWS = 1024,    /* rows of x that nll handles at a time */
+  MO_NLL_PARTIAL = 16,   /* bytes that nll keeps of a row and a tile */
+  MO_EXPERT_TILE = 40,   /* bytes that describe a tile of an expert's product */
 };
 
 typedef struct {
@@ -94,6 +101,7 @@ mo_status cpu_norm(mo_backend *, const mo_norm_spec *, const mo_weight *, const 
 mo_status cpu_linear(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
 mo_status cpu_clamp(mo_backend *, void *, int64_t, float);
 mo_status cpu_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
+mo_status cpu_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, void *, int64_t, int64_t, int64_t);
 mo_status cpu_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
                         const void *, int64_t, int64_t, void *);
 mo_status cpu_add(mo_backend *, void *, const void *, int64_t);
@@ -109,8 +117,9 @@ mo_status cpu_route(mo_backend *, const mo_model_spec *, const mo_stage_weights 
 mo_status cpu_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,
                       int64_t, int64_t, void *);
 mo_status cpu_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
-mo_status cpu_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t,
-                              mo_site_statistics *);
+mo_status cpu_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
+mo_status cpu_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t);
+mo_status cpu_site_results(mo_backend *, mo_site_statistics *);
 mo_status cpu_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *);
 
 #endif

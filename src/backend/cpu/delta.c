@@ -6,7 +6,7 @@
 
 #include "backend/cpu/cpu.h"
 
-enum { CHUNK = 64 };
+enum { CHUNK = MO_DELTA_CHUNK };
 
 /* Widths that follow from the spec. */
 typedef struct {

@@ -77,6 +77,14 @@ mo_status cpu_rope(mo_backend *backend, const mo_model_spec *spec, void *x, int6
   return MO_OK;
 }
 
+mo_status cpu_norm_rope(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, void *x, int64_t T,
+                        int64_t S, int64_t heads) {
+  int64_t D = spec->attention.head_dim;
+  bool whole = spec->attention.qk_norm == MO_QK_NORM_WHOLE;
+  MO_TRY(cpu_norm(backend, &spec->norm, weight, x, whole ? T : T * heads, whole ? heads * D : D, x));
+  return cpu_rope(backend, spec, x, T, S, heads);
+}
+
 mo_status cpu_add(mo_backend *backend, void *x, const void *y, int64_t count) {
   const mo_cpu *cpu = mo_cpu_of(backend);
   float *sum = x;

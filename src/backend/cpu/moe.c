@@ -149,6 +149,7 @@ typedef struct {
 typedef struct {
   int64_t expert, m0, m, n0, n;
 } expert_tile;
+_Static_assert(sizeof(expert_tile) == MO_EXPERT_TILE, "cpu.h knows its size");
 
 static int64_t count_tiles(const expert_group *group, int64_t columns) {
   int64_t tiles = 0, per_row = (columns + MO_TILE_COLS - 1) / MO_TILE_COLS;
@@ -245,14 +246,13 @@ static mo_status run_group(mo_cpu *cpu, const expert_group *group, const float *
 
 mo_status cpu_experts(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
                       const mo_routing *routing, int64_t first, int64_t last, void *out) {
-  enum { GROUP_ROWS = 16384 }; /* bounds the scratch; one expert alone may exceed it */
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = spec->hidden, F = spec->moe.width, widest = H > F ? H : F;
   size_t product = spec->moe.fused ? 2 * MO_TILE_COLS * (MO_TILE_ROWS + 1) : 0;
   MO_TRY(mo_cpu_reserve(cpu, ((size_t)(2 * MO_TILE_COLS * widest) + product) * sizeof(float)));
   while (first < last) {
     int64_t end = first + 1, r0 = routing->start[first];
-    while (end < last && routing->start[end + 1] - r0 <= GROUP_ROWS) end++;
+    while (end < last && routing->start[end + 1] - r0 <= MO_GROUP_ROWS) end++;
     int64_t n = routing->start[end] - r0;
     void *block;
     MO_TRY(mo_cpu_rows(cpu, (size_t)(n * (H + 2 * F)) * sizeof(float), &block));
@@ -264,26 +264,44 @@ mo_status cpu_experts(mo_backend *backend, const mo_model_spec *spec, const mo_s
   return MO_OK;
 }
 
+/* sum [H] = the token's expert outputs, weighted; order: room for K slots. */
+static void sum_experts(const mo_cpu *cpu, const mo_model_spec *spec, const float *expert_out,
+                        const mo_routing *routing, int64_t t, int32_t *order, float *sum) {
+  int64_t H = spec->hidden, K = spec->moe.top_k;
+  for (int64_t j = 0; j < K; j++) { /* slots by ascending expert */
+    int64_t i = j;
+    for (; i > 0 && routing->expert[t * K + order[i - 1]] > routing->expert[t * K + j]; i--) order[i] = order[i - 1];
+    order[i] = (int32_t)j;
+  }
+  memset(sum, 0, (size_t)H * sizeof *sum);
+  for (int64_t j = 0; j < K; j++) {
+    const float *row = expert_out + routing->place[t * K + order[j]] * H;
+    float weight = routing->weight[t * K + order[j]];
+    for (int64_t h = 0; h < H; h++) sum[h] = mo_round(cpu, sum[h] + mo_round(cpu, row[h] * weight));
+  }
+}
+
 mo_status cpu_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out, const mo_routing *routing,
                       int64_t T, void *y) {
   mo_cpu *cpu = mo_cpu_of(backend);
+  int64_t H = spec->hidden;
+  MO_TRY(mo_cpu_reserve(cpu, (size_t)spec->moe.top_k * sizeof(int32_t)));
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t t = 0; t < T; t++)
+    sum_experts(cpu, spec, expert_out, routing, t, mo_cpu_scratch(cpu, omp_get_thread_num()), (float *)y + t * H);
+  return MO_OK;
+}
+
+mo_status cpu_combine_add(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                          const mo_routing *routing, int64_t T, void *x) {
+  mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = spec->hidden, K = spec->moe.top_k;
-  MO_TRY(mo_cpu_reserve(cpu, (size_t)K * sizeof(int32_t)));
+  MO_TRY(mo_cpu_reserve(cpu, (size_t)H * sizeof(float) + (size_t)K * sizeof(int32_t)));
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
   for (int64_t t = 0; t < T; t++) {
-    int32_t *order = mo_cpu_scratch(cpu, omp_get_thread_num());
-    for (int64_t j = 0; j < K; j++) { /* slots by ascending expert */
-      int64_t i = j;
-      for (; i > 0 && routing->expert[t * K + order[i - 1]] > routing->expert[t * K + j]; i--) order[i] = order[i - 1];
-      order[i] = (int32_t)j;
-    }
-    float *sum = (float *)y + t * H;
-    memset(sum, 0, (size_t)H * sizeof *sum);
-    for (int64_t j = 0; j < K; j++) {
-      const float *row = (const float *)expert_out + routing->place[t * K + order[j]] * H;
-      float weight = routing->weight[t * K + order[j]];
-      for (int64_t h = 0; h < H; h++) sum[h] = mo_round(cpu, sum[h] + mo_round(cpu, row[h] * weight));
-    }
+    float *sum = mo_cpu_scratch(cpu, omp_get_thread_num()), *row = (float *)x + t * H;
+    sum_experts(cpu, spec, expert_out, routing, t, (int32_t *)(sum + H), sum);
+    for (int64_t h = 0; h < H; h++) row[h] = mo_round(cpu, row[h] + sum[h]);
   }
   return MO_OK;
 }

@@ -4,13 +4,14 @@
 
 #include "backend/cpu/cpu.h"
 
-enum { VOCAB_TILE = 1024 };
+enum { VOCAB_TILE = MO_VOCAB_TILE };
 
 /* What a tile of the vocabulary says of one row: its largest logit and the sum of exp(logit - largest). */
 typedef struct {
   float top;
   double sum;
 } partial;
+_Static_assert(sizeof(partial) == MO_NLL_PARTIAL, "cpu.h knows its size");
 
 typedef struct {
   const mo_cpu *cpu;
@@ -51,7 +52,7 @@ static float finish_row(const nll_job *job, int64_t i) {
 
 mo_status cpu_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
                   int64_t S, float *nll) {
-  enum { ROWS = 1024 };
+  enum { ROWS = MO_NLL_ROWS };
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = lm_head->cols, tiles = (lm_head->rows + VOCAB_TILE - 1) / VOCAB_TILE;
   int64_t widest = S - 1 < ROWS ? S - 1 : ROWS;

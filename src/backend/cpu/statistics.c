@@ -98,7 +98,7 @@ static mo_status list_outliers(mo_cpu *cpu, const float *x, int64_t B, int64_t S
 }
 
 mo_status cpu_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                              uint64_t *positions, int64_t first_sequence, mo_site_statistics *statistics) {
+                              uint64_t *positions, int64_t first_sequence) {
   mo_cpu *cpu = mo_cpu_of(backend);
   const float *values = x;
   int64_t words = (S + 63) / 64, blocks = (H + FEATURE_BLOCK - 1) / FEATURE_BLOCK;
@@ -118,6 +118,10 @@ mo_status cpu_site_statistics(mo_backend *backend, const void *x, int64_t B, int
   }
   MO_TRY(list_outliers(cpu, values, B, S, H, threshold));
   s->rows = B * S;
-  *statistics = *s;
+  return MO_OK;
+}
+
+mo_status cpu_site_results(mo_backend *backend, mo_site_statistics *statistics) {
+  *statistics = mo_cpu_of(backend)->statistics;
   return MO_OK;
 }

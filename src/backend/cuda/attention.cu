@@ -1,51 +1,20 @@
 /* Causal attention of the CUDA backend.
  *
- * bf16 runs with a head size of 64, 128 or 256: the tiled online softmax of Dao, FlashAttention-2 (arXiv:2307.08691) on
- * tensor cores; scores stay in float32, probabilities meet v in bf16 before they are normalised. All else: a plain
- * kernel with the rounding points of the CPU backend. Both take a query's keys in a fixed order. */
+ * bf16 runs with a head size of 64, 128 or 256: the tiled online softmax of Dao, FlashAttention-2 (arXiv:2307.08691)
+ * on tensor cores; scores stay in float32, probabilities meet v in bf16 before they are normalised. The kernel here
+ * runs on every GPU; attention_hopper.cu has the one for Hopper. All else: a plain kernel with the rounding points
+ * of the CPU backend. All take a query's keys in a fixed order. */
+#include "backend/cuda/attention.cuh"
 #include "backend/cuda/attention_mma.cuh"
-#include "backend/cuda/cuda.cuh"
 
 namespace {
 
-constexpr float LOG2_E = 1.44269504088896341f;
-
-struct attention_job {
-  const void *q, *k, *v;
-  const float *sinks; /* [heads] or NULL */
-  void *out;
-  int S, D, heads, kv_heads, window; /* window 0: all keys */
-  float scale;
-  bool differences;        /* the largest score is subtracted in bf16 */
-  int pairs, query_blocks; /* pairs: (sequence, head) */
-  int group;               /* pairs whose blocks run side by side, so that their keys stay in the L2 cache */
-};
-
-/* What one thread block computes: a block of queries of one head of one sequence. */
-struct attention_place {
-  int query_block, b, h;
-  int64_t q, kv; /* first element of the head in q and out, in k and v */
-};
-
-/* Within a group of pairs the last queries, which see most keys, come first. */
-__device__ __forceinline__ attention_place place_of(const attention_job &job, int block) {
-  int per_group = job.group * job.query_blocks, base = block / per_group * job.group, within = block % per_group;
-  int size = min(job.group, job.pairs - base), pair = base + within % size;
-  attention_place place;
-  place.query_block = job.query_blocks - 1 - within / size;
-  place.b = pair / job.heads;
-  place.h = pair % job.heads;
-  int kv_head = place.h / (job.heads / job.kv_heads);
-  place.q = ((int64_t)place.b * job.S * job.heads + place.h) * job.D;
-  place.kv = ((int64_t)place.b * job.S * job.kv_heads + kv_head) * job.D;
-  return place;
+/* First element of the place's head in q and out, and in k and v. */
+__device__ __forceinline__ int64_t first_query(const attention_job &job, const attention_place &place) {
+  return ((int64_t)place.b * job.S * job.heads + place.h) * job.D;
 }
-
-/* First and last tile of `keys` keys that queries first .. first+n-1 see. */
-__device__ __forceinline__ void tiles_of(const attention_job &job, int first, int n, int keys, int *begin, int *end) {
-  int oldest = job.window > 0 ? max(0, first - job.window + 1) : 0;
-  *begin = oldest / keys;
-  *end = min(first + n - 1, job.S - 1) / keys;
+__device__ __forceinline__ int64_t first_key(const attention_job &job, const attention_place &place) {
+  return ((int64_t)place.b * job.S * job.kv_heads + place.kv_head) * job.D;
 }
 
 /* --- any head size, float or bf16 --- */
@@ -92,13 +61,13 @@ __global__ void __launch_bounds__(256) attend_plain(const attention_job job) {
   extern __shared__ float plain_shared[];
   const int D = job.D, ld = D | 1, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   float *q = plain_shared, *x = q + TILE * ld, *p = x + TILE * ld; /* p [TILE, TILE + 1] */
-  const attention_place place = place_of(job, blockIdx.x);
+  const attention_place place = attention_place_of(job, blockIdx.x);
   const int first = place.query_block * TILE;
   const int64_t q_stride = (int64_t)job.heads * D, kv_stride = (int64_t)job.kv_heads * D;
-  const T *keys = (const T *)job.k + place.kv, *values = (const T *)job.v + place.kv;
+  const T *keys = (const T *)job.k + first_key(job, place), *values = (const T *)job.v + first_key(job, place);
   int begin, end;
-  tiles_of(job, first, TILE, TILE, &begin, &end);
-  load_rows(q, ld, (const T *)job.q + place.q, q_stride, first, job.S, D);
+  attention_tiles_of(job, first, TILE, TILE, &begin, &end);
+  load_rows(q, ld, (const T *)job.q + first_query(job, place), q_stride, first, job.S, D);
 
   const float sink = job.sinks ? job.sinks[place.h] : -INFINITY;
   float top[2] = {sink, sink}, sum[2] = {0, 0}, acc[2][COLUMNS] = {};
@@ -136,7 +105,7 @@ __global__ void __launch_bounds__(256) attend_plain(const attention_job job) {
       if (pass == 1) sum[i] = 1.0f / (sum[i] + (job.sinks ? exponential<T>(job, sink, top[i]) : 0));
     }
   }
-  T *out = (T *)job.out + place.q;
+  T *out = (T *)job.out + first_query(job, place);
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -314,8 +283,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
   constexpr int ROWS = 16 * M, QUERIES = WARPS * ROWS, TILE_BYTES = KEYS * D * 2, FRAGMENTS = HOLD ? D / 16 : 1;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, S = job.S, window = job.window;
   const int q_stride = job.heads * D, kv_stride = job.kv_heads * D;
-  const attention_place place = place_of(job, blockIdx.x);
-  const bf16 *k = (const bf16 *)job.k + place.kv, *v = (const bf16 *)job.v + place.kv;
+  const attention_place place = attention_place_of(job, blockIdx.x);
+  const bf16 *k = (const bf16 *)job.k + first_key(job, place), *v = (const bf16 *)job.v + first_key(job, place);
   const int first = place.query_block * QUERIES, row = first + warp * ROWS; /* of the block, of the warp */
   const uint32_t q_tile = shared_address(tensor_shared), kv_tiles = q_tile + QUERIES * D * 2;
   /* Where ldmatrix finds the lane's row in q (and transposed v), and in k. */
@@ -323,9 +292,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
   const uint32_t k_lane = ((lane & 7) + ((lane >> 4) << 3)) * (D * 2) + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
   const uint32_t q_rows = q_tile + warp * (ROWS * D * 2) + q_lane;
   int begin, end;
-  tiles_of(job, first, QUERIES, KEYS, &begin, &end);
+  attention_tiles_of(job, first, QUERIES, KEYS, &begin, &end);
 
-  copy_tile<D, QUERIES>(q_tile, (const bf16 *)job.q + place.q, q_stride, first, S);
+  copy_tile<D, QUERIES>(q_tile, (const bf16 *)job.q + first_query(job, place), q_stride, first, S);
   copy_tile<D, KEYS>(kv_tiles, k, kv_stride, begin * KEYS, S);
   copy_tile<D, KEYS>(kv_tiles + TILE_BYTES, v, kv_stride, begin * KEYS, S);
   copy_async_commit();
@@ -370,25 +339,17 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
     online_softmax(s, top, sum, o, job.scale * LOG2_E);
     multiply_values<D, M, KEYS>(o, s, stage + TILE_BYTES + q_lane);
   }
-  store_rows<D, M>(o, sum, tensor_shared + warp * (ROWS * D * 2), (bf16 *)job.out + place.q, q_stride, row, S);
+  bf16 *out = (bf16 *)job.out + first_query(job, place);
+  store_rows<D, M>(o, sum, tensor_shared + warp * (ROWS * D * 2), out, q_stride, row, S);
 }
 
 /* --- host --- */
-
-/* Fill in how the work is cut; blocks of `queries` queries. */
-void cut(attention_job *job, int queries, int element) {
-  const int64_t cache = 16 << 20; /* about a third of the L2 cache of an H100 */
-  int64_t bytes = (int64_t)job->S * job->D * 2 * element, kv_heads = bytes < cache ? cache / bytes : 1;
-  int64_t group = kv_heads * (job->heads / job->kv_heads);
-  job->query_blocks = (job->S + queries - 1) / queries;
-  job->group = (int)(group < job->pairs ? group : job->pairs);
-}
 
 template <int D, int M, int KEYS, bool HOLD, int BLOCKS>
 mo_status launch_tensor(mo_cuda *cuda, attention_job job) {
   constexpr int QUERIES = 16 * M * WARPS, BYTES = (QUERIES + 4 * KEYS) * D * 2;
   auto kernel = attend_tensor<D, M, KEYS, HOLD, BLOCKS>;
-  cut(&job, QUERIES, 2);
+  attention_cut(&job, QUERIES, 2);
   MO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
   kernel<<<job.pairs * job.query_blocks, THREADS, BYTES, cuda->stream>>>(job);
   MO_LAUNCHED("attention");
@@ -399,7 +360,7 @@ template <typename T, int COLUMNS>
 mo_status launch_plain(mo_cuda *cuda, attention_job job) {
   int bytes = (2 * TILE * (job.D | 1) + TILE * (TILE + 1)) * (int)sizeof(float);
   auto kernel = attend_plain<T, COLUMNS>;
-  cut(&job, TILE, (int)sizeof(T));
+  attention_cut(&job, TILE, (int)sizeof(T));
   MO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   kernel<<<job.pairs * job.query_blocks, 256, bytes, cuda->stream>>>(job);
   MO_LAUNCHED("attention");
@@ -446,6 +407,9 @@ extern "C" mo_status cuda_attention(mo_backend *backend, const mo_model_spec *sp
   job.scale = spec->attention.scale;
   job.differences = cuda->bf16_run && spec->attention.softmax_bf16;
   job.pairs = (int)(B * heads);
+#ifdef MO_HAVE_HOPPER
+  if (mo_cuda_attention_hopper_fits(cuda, &job)) return mo_cuda_attention_hopper(cuda, &job);
+#endif
   if (cuda->bf16_run && D == 64) return launch_tensor<64, 2, 64, false, 3>(cuda, job);
   if (cuda->bf16_run && D == 128) return launch_tensor<128, 2, 64, false, 2>(cuda, job);
   if (cuda->bf16_run && D == 256) return launch_tensor<256, 1, 32, true, 2>(cuda, job);

@@ -1,11 +1,9 @@
-/* The CUDA backend's table, memory, uploads and transfers. */
+/* The CUDA backend's table, memory and transfers. */
 #include "backend/cuda/cuda.cuh"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Uploads run on streams of their own, one per reader thread; a ticket is the event behind the copy. */
-static thread_local cudaStream_t upload_stream;
 
 static mo_status out_of_memory(size_t bytes) {
   size_t available = 0, total = 0;
@@ -31,14 +29,13 @@ static void cuda_free(mo_backend *backend, void *memory) {
   (void)cudaFree(memory);
 }
 
-static mo_status cuda_alloc_host(mo_backend *backend, size_t bytes, void **memory) {
-  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
-  MO_CUDA(cudaMallocHost(memory, bytes ? bytes : 256));
+/* A product's parts along k are added in float32, not in bf16, as cuBLAS otherwise may. */
+static mo_status open_blas(cublasHandle_t *blas, cudaStream_t stream) {
+  MO_BLAS(cublasCreate(blas));
+  MO_BLAS(
+      cublasSetMathMode(*blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+  MO_BLAS(cublasSetStream(*blas, stream));
   return MO_OK;
-}
-
-static void cuda_free_host(mo_backend *backend, void *memory) {
-  if (memory && !mo_cuda_of(backend)->abandoned) (void)cudaFreeHost(memory);
 }
 
 static mo_status create(mo_cuda *cuda) {
@@ -47,17 +44,19 @@ static mo_status create(mo_cuda *cuda) {
   MO_CUDA(cudaSetDevice(cuda->device));
   MO_CUDA(cudaGetDeviceProperties(&properties, cuda->device));
   cuda->multiprocessors = properties.multiProcessorCount;
+  cuda->hopper = properties.major == 9 && properties.minor == 0 && !cuda->portable;
   MO_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
   MO_CUDA(cudaEventCreateWithFlags(&cuda->fork, cudaEventDisableTiming));
-  MO_BLAS(cublasCreate(&cuda->blas));
+  MO_CUDA(cudaStreamCreateWithFlags(&cuda->fetch, cudaStreamNonBlocking));
+  MO_CUDA(cudaEventCreateWithFlags(&cuda->scanned, cudaEventDisableTiming));
+  MO_TRY(open_blas(&cuda->blas, cuda->stream));
   for (int i = 0; i < MO_CUDA_EXPERT_STREAMS; i++) {
     MO_CUDA(cudaStreamCreateWithFlags(&cuda->experts[i], cudaStreamNonBlocking));
     MO_CUDA(cudaEventCreateWithFlags(&cuda->join[i], cudaEventDisableTiming));
-    MO_BLAS(cublasCreate(&cuda->expert_blas[i])); /* a handle's workspace serves one stream at a time */
-    MO_BLAS(cublasSetStream(cuda->expert_blas[i], cuda->experts[i]));
+    MO_TRY(open_blas(&cuda->expert_blas[i], cuda->experts[i])); /* a handle's workspace serves one stream at a time */
   }
+  MO_TRY(mo_cuda_uploads_open(cuda));
   MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
-  MO_BLAS(cublasSetStream(cuda->blas, cuda->stream));
   MO_BLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
   return MO_OK;
 }
@@ -67,6 +66,7 @@ static void cuda_close(mo_backend *backend) {
   mo_cuda *cuda = mo_cuda_of(backend);
   (void)cudaSetDevice(cuda->device);
   (void)cudaDeviceSynchronize();
+  mo_cuda_uploads_close(cuda);
   for (int i = 0; i < MO_CUDA_EXPERT_STREAMS; i++) {
     if (cuda->expert_blas[i]) (void)cublasDestroy(cuda->expert_blas[i]);
     if (cuda->experts[i]) (void)cudaStreamDestroy(cuda->experts[i]);
@@ -74,19 +74,49 @@ static void cuda_close(mo_backend *backend) {
   }
   if (cuda->blas) (void)cublasDestroy(cuda->blas);
   if (cuda->fork) (void)cudaEventDestroy(cuda->fork);
+  if (cuda->fetch) (void)cudaStreamDestroy(cuda->fetch);
+  if (cuda->scanned) (void)cudaEventDestroy(cuda->scanned);
   if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
   (void)cudaFree(cuda->blas_workspace);
   for (int i = 0; i < MO_SCRATCH_COUNT; i++) (void)cudaFree(cuda->scratch[i]);
-  if (cuda->host) (void)cudaFreeHost(cuda->host);
-  if (cuda->statistics_host) (void)cudaFreeHost(cuda->statistics_host);
+  for (int i = 0; i < cuda->n_outgrown; i++) (void)cudaFreeHost(cuda->outgrown[i]);
+  (void)cudaFreeHost(cuda->host.memory);
+  (void)cudaFreeHost(cuda->statistics_host.memory);
+  free(cuda->site);
   free(cuda);
 }
 
-extern "C" bool mo_backend_cuda_present(void) {
+/* The first call of CUDA in a process comes from here. */
+extern "C" int mo_backend_cuda_count(void) {
   int devices = 0;
-  bool present = cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
+  /* A queue of the GPU for each stream: where two share one, operations wait behind a transfer that waits for a peer. */
+  (void)setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  bool counted = cudaGetDeviceCount(&devices) == cudaSuccess;
   (void)cudaGetLastError();
-  return present;
+  return counted ? devices : 0;
+}
+
+/* From the driver itself, because the runtime may give all MIG instances the UUID of the GPU that they are parts of. It is
+ * not linked: this program also starts where there is no driver. */
+static bool driver_uuid(int device, uint8_t id[16]) {
+  typedef int (*get_device)(int *, int);
+  typedef int (*get_uuid)(void *, int);
+  void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+  if (!driver) return false;
+  get_device get = (get_device)dlsym(driver, "cuDeviceGet");
+  get_uuid uuid_of = (get_uuid)dlsym(driver, "cuDeviceGetUuid_v2");
+  int handle;
+  bool known = get && uuid_of && get(&handle, device) == 0 && uuid_of(id, handle) == 0;
+  (void)dlclose(driver);
+  return known;
+}
+
+extern "C" mo_status mo_backend_cuda_id(int device, uint8_t id[16]) {
+  cudaDeviceProp properties;
+  if (driver_uuid(device, id)) return MO_OK;
+  MO_CUDA(cudaGetDeviceProperties(&properties, device));
+  memcpy(id, &properties.uuid, sizeof properties.uuid);
+  return MO_OK;
 }
 
 static int64_t cuda_available_memory(mo_backend *backend, int sharers) {
@@ -96,22 +126,26 @@ static int64_t cuda_available_memory(mo_backend *backend, int sharers) {
   return cudaMemGetInfo(&available, &total) == cudaSuccess ? (int64_t)available : 0;
 }
 
+static bool environment_says(const char *name) {
+  const char *value = getenv(name);
+  return value && strcmp(value, "1") == 0;
+}
+
 static mo_status cuda_open(mo_backend **backend, const mo_backend_options *options) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
-    return MO_FAIL(MO_INVALID,
-                   "no CUDA device is visible (engine.device): set engine.device to \"cpu\", or check nvidia-smi and "
-                   "CUDA_VISIBLE_DEVICES");
+  int devices = mo_backend_cuda_count();
   if (options->device >= devices)
-    return MO_FAIL(MO_INVALID,
-                   "this node runs more ranks than it has GPUs (%d GPU%s visible): start at most one rank per GPU",
-                   devices, devices == 1 ? "" : "s");
+    return MO_FAIL(
+        MO_INVALID,
+        "no CUDA device %d (engine.device): %d are visible: set engine.device to \"cpu\", or check nvidia-smi "
+        "and CUDA_VISIBLE_DEVICES",
+        options->device, devices);
   mo_cuda *cuda = (mo_cuda *)mo_alloc(1, sizeof *cuda);
   if (!cuda) return MO_FAILED;
   cuda->base.table = &mo_backend_cuda;
   cuda->base.precision = options->precision;
   cuda->base.activation_bytes = options->precision == MO_PRECISION_BF16 ? 2 : 4;
   cuda->bf16_run = options->precision == MO_PRECISION_BF16;
+  cuda->portable = environment_says("MO_CUDA_PORTABLE");
   cuda->device = options->device;
   mo_status status = create(cuda);
   if (status != MO_OK)
@@ -137,35 +171,19 @@ mo_status mo_cuda_scratch(mo_cuda *cuda, mo_scratch_use use, size_t bytes, void 
   return MO_OK;
 }
 
+mo_status mo_cuda_grow_host(mo_cuda *cuda, size_t bytes, mo_cuda_pinned *buffer) {
+  size_t size = bytes > 2 * buffer->bytes ? bytes : 2 * buffer->bytes;
+  void *memory;
+  if (bytes <= buffer->bytes) return MO_OK;
+  MO_TRY(cuda_alloc_host(&cuda->base, size, &memory));
+  if (buffer->memory) cuda->outgrown[cuda->n_outgrown++] = buffer->memory; /* each is twice the one before */
+  *buffer = (mo_cuda_pinned){memory, size};
+  return MO_OK;
+}
+
 mo_status mo_cuda_host(mo_cuda *cuda, size_t bytes, void **memory) {
-  if (bytes > cuda->host_bytes) {
-    MO_CUDA(cudaStreamSynchronize(cuda->stream));
-    if (cuda->host) MO_CUDA(cudaFreeHost(cuda->host));
-    cuda->host = NULL;
-    cuda->host_bytes = 0;
-    MO_TRY(cuda_alloc_host(&cuda->base, bytes, &cuda->host));
-    cuda->host_bytes = bytes;
-  }
-  *memory = cuda->host;
-  return MO_OK;
-}
-
-static mo_status cuda_upload(mo_backend *backend, void *destination, const void *host, size_t bytes, int64_t *ticket) {
-  cudaEvent_t done;
-  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
-  if (!upload_stream) MO_CUDA(cudaStreamCreateWithFlags(&upload_stream, cudaStreamNonBlocking));
-  MO_CUDA(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
-  MO_CUDA(cudaMemcpyAsync(destination, host, bytes, cudaMemcpyHostToDevice, upload_stream));
-  MO_CUDA(cudaEventRecord(done, upload_stream));
-  *ticket = (int64_t)(intptr_t)done;
-  return MO_OK;
-}
-
-static mo_status cuda_upload_wait(mo_backend *backend, int64_t ticket) {
-  cudaEvent_t done = (cudaEvent_t)(intptr_t)ticket;
-  MO_CUDA(cudaSetDevice(mo_cuda_of(backend)->device));
-  MO_CUDA(cudaEventSynchronize(done));
-  MO_CUDA(cudaEventDestroy(done));
+  MO_TRY(mo_cuda_grow_host(cuda, bytes, &cuda->host));
+  *memory = cuda->host.memory;
   return MO_OK;
 }
 
@@ -178,6 +196,13 @@ static mo_status cuda_download(mo_backend *backend, const void *memory, size_t b
   mo_cuda *cuda = mo_cuda_of(backend);
   MO_CUDA(cudaMemcpyAsync(host, memory, bytes, cudaMemcpyDeviceToHost, cuda->stream));
   return cuda_sync(backend);
+}
+
+static mo_status cuda_fetch(mo_backend *backend, const void *memory, size_t bytes, void *host) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  MO_CUDA(cudaMemcpyAsync(host, memory, bytes, cudaMemcpyDeviceToHost, cuda->fetch));
+  MO_CUDA(cudaStreamSynchronize(cuda->fetch));
+  return MO_OK;
 }
 
 static mo_status cuda_zero(mo_backend *backend, void *memory, size_t bytes) {
@@ -223,6 +248,7 @@ static mo_backend_table make_table(void) {
   t.host_memory = false;
   t.open = cuda_open;
   t.close = cuda_close;
+  t.memory = mo_backend_memory_cuda;
   t.available_memory = cuda_available_memory;
   t.alloc = cuda_alloc;
   t.free = cuda_free;
@@ -233,13 +259,16 @@ static mo_backend_table make_table(void) {
   t.read_activations = cuda_read_activations;
   t.write_activations = cuda_write_activations;
   t.download = cuda_download;
+  t.fetch = cuda_fetch;
   t.zero = cuda_zero;
+  t.checksum = cuda_checksum;
   t.sync = cuda_sync;
   t.embed = cuda_embed;
   t.norm = cuda_norm;
   t.linear = cuda_linear;
   t.clamp = cuda_clamp;
   t.rope = cuda_rope;
+  t.norm_rope = cuda_norm_rope;
   t.attention = cuda_attention;
   t.split = cuda_split;
   t.sigmoid_gate = cuda_sigmoid_gate;
@@ -251,7 +280,9 @@ static mo_backend_table make_table(void) {
   t.route = cuda_route;
   t.experts = cuda_experts;
   t.combine = cuda_combine;
+  t.combine_add = cuda_combine_add;
   t.site_statistics = cuda_site_statistics;
+  t.site_results = cuda_site_results;
   t.nll = cuda_nll;
   return t;
 }

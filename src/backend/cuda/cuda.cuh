@@ -15,40 +15,55 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
-enum { MO_CUDA_EXPERT_STREAMS = 8 };
+enum {
+  MO_CUDA_EXPERT_STREAMS = 8,
+  MO_CUDA_BIASED_VALUES = 8 << 20 /* of a product with a bias, in float32 at a time: about what L2 holds */
+};
 
 /* Grow-only device buffers, each for one purpose, so that an operation may hold several at once. */
 typedef enum {
   MO_SCRATCH_WEIGHT,         /* a converted weight of linear */
   MO_SCRATCH_VECTOR,         /* small float vectors */
-  MO_SCRATCH_ROWS,           /* gathered rows, or qkv rearranged */
+  MO_SCRATCH_ROWS,           /* gathered rows, or what the delta rule finds within chunks */
   MO_SCRATCH_GATE_UP,        /* expert gate | up */
   MO_SCRATCH_ACTIVATION,     /* expert activation */
   MO_SCRATCH_EXPERT_WEIGHTS, /* converted weights of experts */
-  MO_SCRATCH_LOGITS,
+  MO_SCRATCH_LOGITS,         /* and other products in float32 */
   MO_SCRATCH_STATISTICS,
+  MO_SCRATCH_OUTLIERS,
   MO_SCRATCH_SMALL, /* counters, tables */
   MO_SCRATCH_COUNT
 } mo_scratch_use;
+
+/* Pinned host memory, grown on demand. */
+typedef struct {
+  void *memory;
+  size_t bytes;
+} mo_cuda_pinned;
 
 typedef struct {
   mo_backend base;
   int device, multiprocessors;
   bool bf16_run;
+  bool portable;  /* MO_CUDA_PORTABLE=1 when the backend was opened: only kernels that run on every GPU */
+  bool hopper;    /* an sm_90 device, and not portable: kernels on wgmma may be used */
   bool abandoned; /* after a failure work on the GPU waits for a peer: calls that wait for the GPU would not return */
   cudaStream_t stream;                          /* all operations, in order */
   cudaStream_t experts[MO_CUDA_EXPERT_STREAMS]; /* expert products side by side; forked from and joined to `stream` */
   cudaEvent_t fork, join[MO_CUDA_EXPERT_STREAMS];
   cublasHandle_t blas;
   cublasHandle_t expert_blas[MO_CUDA_EXPERT_STREAMS]; /* one per stream: a workspace serves one stream at a time */
+  struct mo_cuda_uploads *uploads;
   void *blas_workspace;
   void *scratch[MO_SCRATCH_COUNT];
   size_t scratch_bytes[MO_SCRATCH_COUNT];
-  void *host; /* pinned, grown on demand: results on their way to the host */
-  size_t host_bytes;
-  mo_site_statistics statistics; /* arrays in statistics_host */
-  void *statistics_host;
-  size_t statistics_host_bytes;
+  mo_cuda_pinned host; /* results on their way to the host */
+  void *outgrown[128]; /* pinned memory is freed at the end: freeing it waits for the whole GPU, and so for peers */
+  int n_outgrown;
+  cudaStream_t fetch; /* a site's results on their way to the host, beside operations */
+  cudaEvent_t scanned;
+  void *site; /* the site whose results are awaited: statistics.cu's; malloc'ed */
+  mo_cuda_pinned statistics_host;
 } mo_cuda;
 
 static inline mo_cuda *mo_cuda_of(mo_backend *backend) { return (mo_cuda *)backend; }
@@ -83,6 +98,12 @@ static inline mo_status mo_cuda_error(cudaError_t code, const char *what, const 
 MO_CHECKED mo_status mo_cuda_scratch(mo_cuda *cuda, mo_scratch_use use, size_t bytes, void **memory);
 /* Pinned host memory for results. */
 MO_CHECKED mo_status mo_cuda_host(mo_cuda *cuda, size_t bytes, void **memory);
+/* At least `bytes` of it, contents undefined if it grows. */
+MO_CHECKED mo_status mo_cuda_grow_host(mo_cuda *cuda, size_t bytes, mo_cuda_pinned *buffer);
+
+/* The streams and events of uploads; close also what was opened in part. */
+MO_CHECKED mo_status mo_cuda_uploads_open(mo_cuda *cuda);
+void mo_cuda_uploads_close(mo_cuda *cuda);
 
 /* The weight's matrix [rows, cols] in the run's compute type (bf16 or float), in device memory: the file's own bytes where they
  * fit, else converted into `room` (device, rows*cols elements) on `stream`. Rounds to bf16 in bf16 runs. */
@@ -125,11 +146,17 @@ __device__ __forceinline__ float rounded(float x) {
 
 /* Operations; contracts in backend.h; one file per family. */
 extern "C" {
+mo_status cuda_alloc_host(mo_backend *, size_t, void **);
+void cuda_free_host(mo_backend *, void *);
+mo_status cuda_upload(mo_backend *, void *, const void *, size_t, int64_t *);
+mo_status cuda_upload_wait(mo_backend *, int64_t);
+mo_status cuda_checksum(mo_backend *, const void *, size_t, uint64_t *);
 mo_status cuda_embed(mo_backend *, const mo_weight *, const int32_t *, int64_t, void *);
 mo_status cuda_norm(mo_backend *, const mo_norm_spec *, const mo_weight *, const void *, int64_t, int64_t, void *);
 mo_status cuda_linear(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
 mo_status cuda_clamp(mo_backend *, void *, int64_t, float);
 mo_status cuda_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
+mo_status cuda_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, void *, int64_t, int64_t, int64_t);
 mo_status cuda_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
                          const void *, int64_t, int64_t, void *);
 mo_status cuda_add(mo_backend *, void *, const void *, int64_t);
@@ -146,8 +173,9 @@ mo_status cuda_route(mo_backend *, const mo_model_spec *, const mo_stage_weights
 mo_status cuda_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,
                        int64_t, int64_t, void *);
 mo_status cuda_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
-mo_status cuda_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t,
-                               mo_site_statistics *);
+mo_status cuda_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
+mo_status cuda_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t);
+mo_status cuda_site_results(mo_backend *, mo_site_statistics *);
 mo_status cuda_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *);
 }
 

@@ -1,5 +1,6 @@
 /* Experts on the GPU: gathered rows, products of different experts side by side on several streams, and the weighted sum of
  * their outputs. Semantics and rounding points: cpu_experts, cpu_combine. */
+#include "backend/cuda/experts_hopper.cuh"
 #include "backend/cuda/pack.cuh"
 
 enum : int {
@@ -85,8 +86,8 @@ static __global__ void add_bias_rows(const float *bias, int64_t m, int64_t n, T 
 /* Slots in shared memory: the compiler reads four at a time. */
 static __host__ __device__ int padded(int K) { return (K + 3) / 4 * 4; }
 
-/* A block per token: y [T, H] = sum of weight * row over its places, by ascending expert. */
-template <typename T, int W>
+/* A block per token: y [T, H] = sum of weight * row over its places, by ascending expert; ADD: added to what y holds. */
+template <typename T, int W, bool ADD>
 static __global__ void combine_rows(const T *out, const int32_t *expert, const float *weight, const int32_t *place,
                                     int K, int64_t H, T *y) {
   extern __shared__ int32_t order[];
@@ -111,6 +112,12 @@ static __global__ void combine_rows(const T *out, const int32_t *expert, const f
       load<T, W>(out + order[j] * H + h, v);
 #pragma unroll
       for (int k = 0; k < W; k++) sum[k] = rounded<T>(__fadd_rn(sum[k], rounded<T>(__fmul_rn(v[k], w))));
+    }
+    if constexpr (ADD) {
+      float before[W];
+      load<T, W>(y + t * H + h, before);
+#pragma unroll
+      for (int k = 0; k < W; k++) sum[k] += before[k];
     }
     store<T, W>(y + t * H + h, sum);
   }
@@ -332,9 +339,13 @@ static mo_status reserve_rows(expert_job *job, int64_t last) {
     int64_t m = job->routing->start[end] - job->routing->start[first];
     job->most = m > job->most ? m : job->most;
   }
-  int64_t streams = scratch_bytes / (job->most * (job->H + 3 * job->F) * number);
-  job->streams = streams < 1 ? 1 : streams > MO_CUDA_EXPERT_STREAMS ? MO_CUDA_EXPERT_STREAMS : (int)streams;
-  size_t values = (size_t)(job->streams * job->most) * (size_t)number;
+  /* Room for all rows, which does not change from layer to layer, unless that is a lot. */
+  int64_t all = job->routing->start[last] - job->routing->start[job->first], row = (job->H + 3 * job->F) * number;
+  int64_t room = all * row < scratch_bytes ? all : scratch_bytes / row;
+  room = room < job->most ? job->most : room;
+  int64_t streams = room / job->most;
+  job->streams = streams > MO_CUDA_EXPERT_STREAMS ? MO_CUDA_EXPERT_STREAMS : (int)streams;
+  size_t values = (size_t)room * (size_t)number;
   MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_ROWS, values * (size_t)job->H, &rows));
   MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_GATE_UP, values * (size_t)(2 * job->F), &gate_up));
   MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_ACTIVATION, values * (size_t)job->F, &activation));
@@ -358,34 +369,46 @@ mo_status cuda_experts(mo_backend *backend, const mo_model_spec *spec, const mo_
   job.x = x;
   job.out = (char *)out;
   if (first >= last || routing->start[first] == routing->start[last]) return MO_OK;
+#ifdef MO_HAVE_HOPPER
+  if (mo_cuda_experts_hopper_fits(job.cuda, spec, weights, first, last))
+    return mo_cuda_experts_hopper(job.cuda, spec, weights, x, routing, first, last, out);
+#endif
   MO_TRY(reserve_rows(&job, last));
   MO_TRY(prepare(&job, last));
   return run_chunks(&job, last);
 }
 
-template <typename T, int W>
+template <typename T, int W, bool ADD>
 static mo_status launch_combine(mo_cuda *cuda, const mo_model_spec *spec, const void *out, const mo_routing *routing,
                                 int64_t T_rows, void *y) {
   int64_t H = spec->hidden, K = spec->moe.top_k, units = (H / W + 31) / 32 * 32;
   unsigned threads = (unsigned)(units < 32 ? 32 : units > 128 ? 128 : units);
-  combine_rows<T, W>
+  combine_rows<T, W, ADD>
       <<<(unsigned)T_rows, threads, (size_t)padded((int)K) * (sizeof(int32_t) + sizeof(float)), cuda->stream>>>(
           (const T *)out, routing->expert, routing->weight, routing->place, (int)K, H, (T *)y);
   MO_LAUNCHED("combine_rows");
   return MO_OK;
 }
 
-template <typename T>
+template <typename T, bool ADD>
 static mo_status combine(mo_cuda *cuda, const mo_model_spec *spec, const void *out, const mo_routing *routing,
                          int64_t T_rows, void *y) {
+  if (T_rows == 0) return MO_OK;
   if (mo_packs(cuda, out, spec->hidden) && mo_packs(cuda, y, spec->hidden))
-    return launch_combine<T, mo_pack<T>::width>(cuda, spec, out, routing, T_rows, y);
-  return launch_combine<T, 1>(cuda, spec, out, routing, T_rows, y);
+    return launch_combine<T, mo_pack<T>::width, ADD>(cuda, spec, out, routing, T_rows, y);
+  return launch_combine<T, 1, ADD>(cuda, spec, out, routing, T_rows, y);
 }
 
 mo_status cuda_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
                        const mo_routing *routing, int64_t T, void *y) {
   mo_cuda *cuda = mo_cuda_of(backend);
-  if (T == 0) return MO_OK;
-  return MO_BY_TYPE(cuda, combine, cuda, spec, expert_out, routing, T, y);
+  return cuda->bf16_run ? combine<bf16, false>(cuda, spec, expert_out, routing, T, y)
+                        : combine<float, false>(cuda, spec, expert_out, routing, T, y);
+}
+
+mo_status cuda_combine_add(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                           const mo_routing *routing, int64_t T, void *x) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  return cuda->bf16_run ? combine<bf16, true>(cuda, spec, expert_out, routing, T, x)
+                        : combine<float, true>(cuda, spec, expert_out, routing, T, x);
 }

@@ -7,43 +7,52 @@ static cublasHandle_t handle_of(const mo_cuda *cuda, cudaStream_t stream) {
   return cuda->blas;
 }
 
-/* Column-major view: y^T [N, M] = w [N, K] x^T + keep * y^T. */
+/* Column-major view: y^T [N, M] = w [N, K] x^T. */
 static mo_status gemm(mo_cuda *cuda, cudaStream_t stream, const void *x, const void *w, int64_t M, int64_t N, int64_t K,
-                      float keep, void *y, cudaDataType_t y_type, int64_t ldy) {
-  const float one = 1;
+                      void *y, cudaDataType_t y_type, int64_t ldy) {
+  const float one = 1, zero = 0;
   cudaDataType_t type = cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F;
   cublasComputeType_t compute = cuda->bf16_run ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC;
   if (M == 0 || N == 0) return MO_OK;
   MO_BLAS(cublasGemmEx(handle_of(cuda, stream), CUBLAS_OP_T, CUBLAS_OP_N, (int)N, (int)M, (int)K, &one, w, type, (int)K,
-                       x, type, (int)K, &keep, y, y_type, (int)ldy, compute, CUBLAS_GEMM_DEFAULT));
+                       x, type, (int)K, &zero, y, y_type, (int)ldy, compute, CUBLAS_GEMM_DEFAULT));
   return MO_OK;
 }
 
 mo_status mo_cuda_gemm(mo_cuda *cuda, cudaStream_t stream, const void *x, const void *w, int64_t M, int64_t N,
                        int64_t K, void *y, int64_t ldy) {
-  return gemm(cuda, stream, x, w, M, N, K, 0, y, cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, ldy);
+  return gemm(cuda, stream, x, w, M, N, K, y, cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, ldy);
 }
 
 mo_status mo_cuda_gemm_float(mo_cuda *cuda, cudaStream_t stream, const void *x, const void *w, int64_t M, int64_t N,
                              int64_t K, float *y, int64_t ldy) {
-  return gemm(cuda, stream, x, w, M, N, K, 0, y, CUDA_R_32F, ldy);
+  return gemm(cuda, stream, x, w, M, N, K, y, CUDA_R_32F, ldy);
 }
 
-/* y [M, N]: every row the bias. */
+/* y [M, N] = sums + bias, rounded once. */
 template <typename T>
-__global__ void spread_bias(const float *bias, int64_t M, int64_t N, T *y) {
+__global__ void add_bias(const float *sums, const float *bias, int64_t M, int64_t N, T *y) {
   for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < M * N; i += (int64_t)gridDim.x * blockDim.x)
-    y[i] = from_float<T>(bias[i % N]);
+    y[i] = from_float<T>(sums[i] + bias[i % N]);
 }
 
-/* The product is added to the bias in float32 and rounded once. */
+/* With a bias: slices of rows go through float32, because cuBLAS may round a bf16 product before it adds what is there. */
 template <typename T>
-static mo_status start_from_bias(mo_cuda *cuda, const mo_weight *bias, int64_t M, int64_t N, void *y) {
-  void *vector;
+static mo_status biased_product(mo_cuda *cuda, const void *x, const void *matrix, const mo_weight *bias, int64_t M,
+                                int64_t N, int64_t K, void *y) {
+  int64_t most = MO_CUDA_BIASED_VALUES / N > 1 ? MO_CUDA_BIASED_VALUES / N : 1;
+  void *vector, *sums;
+  if (most > M) most = M;
   MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_VECTOR, (size_t)N * sizeof(float), &vector));
   MO_TRY(mo_cuda_vector(cuda, bias, 0, N, false, cuda->stream, (float *)vector));
-  spread_bias<T><<<cuda->multiprocessors * 16, 256, 0, cuda->stream>>>((const float *)vector, M, N, (T *)y);
-  MO_LAUNCHED("spread_bias");
+  MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_LOGITS, (size_t)(most * N) * sizeof(float), &sums));
+  for (int64_t row = 0; row < M; row += most) {
+    int64_t m = M - row < most ? M - row : most;
+    MO_TRY(mo_cuda_gemm_float(cuda, cuda->stream, (const T *)x + row * K, matrix, m, N, K, (float *)sums, N));
+    add_bias<T><<<cuda->multiprocessors * 16, 256, 0, cuda->stream>>>((const float *)sums, (const float *)vector, m, N,
+                                                                      (T *)y + row * N);
+    MO_LAUNCHED("add_bias");
+  }
   return MO_OK;
 }
 
@@ -52,12 +61,11 @@ mo_status cuda_linear(mo_backend *backend, const mo_weight *w, const mo_weight *
   mo_cuda *cuda = mo_cuda_of(backend);
   void *room = NULL;
   const void *matrix;
-  bool biased = bias && bias->data;
+  if (M == 0) return MO_OK;
   if (mo_cuda_converts(cuda, w))
     MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_WEIGHT, (size_t)(w->rows * w->cols) * (size_t)cuda->base.activation_bytes,
                            &room));
   MO_TRY(mo_cuda_matrix(cuda, w, cuda->stream, room, &matrix));
-  if (biased) MO_TRY(MO_BY_TYPE(cuda, start_from_bias, cuda, bias, M, w->rows, y));
-  return gemm(cuda, cuda->stream, x, matrix, M, w->rows, w->cols, biased ? 1 : 0, y,
-              cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, w->rows);
+  if (bias && bias->data) return MO_BY_TYPE(cuda, biased_product, cuda, x, matrix, bias, M, w->rows, w->cols, y);
+  return mo_cuda_gemm(cuda, cuda->stream, x, matrix, M, w->rows, w->cols, y, w->rows);
 }

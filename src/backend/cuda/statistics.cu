@@ -7,7 +7,8 @@ enum : int {
   SEGMENT = 64, /* positions of a tile: one word of the position bits */
   WARPS = 8,
   THREADS = WARPS * 32,
-  DEPTH = SEGMENT / WARPS /* positions of a warp */
+  DEPTH = SEGMENT / WARPS, /* positions of a warp */
+  FIRST_PART = 8192        /* outliers that come to the host with the results: one wait for most sites */
 };
 
 /* Outlier values of a column in a tile; defined only where there are any. */
@@ -307,20 +308,9 @@ static mo_status launch_scan(mo_cuda *cuda, const site_job &job, const site_resu
   return MO_OK;
 }
 
-/* Pinned memory of at least `bytes` for the results; contents undefined. */
-static mo_status reserve_host(mo_cuda *cuda, size_t bytes) {
-  if (bytes <= cuda->statistics_host_bytes) return MO_OK;
-  if (cuda->statistics_host) MO_CUDA(cudaFreeHost(cuda->statistics_host));
-  cuda->statistics_host = NULL;
-  cuda->statistics_host_bytes = 0;
-  MO_CUDA(cudaMallocHost(&cuda->statistics_host, bytes));
-  cuda->statistics_host_bytes = bytes;
-  return MO_OK;
-}
-
 /* Device arrays of the job in one block, after the results. */
-static mo_status reserve_device(mo_cuda *cuda, site_job *job, size_t result_bytes, site_results *results) {
-  size_t cells = (size_t)(job->B * job->segments * job->H),
+static mo_status reserve_device(mo_cuda *cuda, site_job *job, site_results *results) {
+  size_t cells = (size_t)(job->B * job->segments * job->H), result_bytes = result_bytes_of(job->B, job->H),
          tiles = (size_t)(job->B * job->segments * job->column_tiles);
   size_t bytes = result_bytes + cells * (sizeof(extremes) + sizeof(uint16_t)) + tiles * sizeof(tile_sums);
   void *block;
@@ -332,71 +322,80 @@ static mo_status reserve_device(mo_cuda *cuda, site_job *job, size_t result_byte
   return MO_OK;
 }
 
-/* Run the kernels and bring results and number of outliers to the host; once more if the list was too short. */
-static mo_status scan_site(mo_cuda *cuda, site_job *job, const site_results *results, size_t result_bytes,
-                           int64_t *n_outliers) {
+/* Run the kernels with room for `outliers` at least, and start the copy of the results and the first part of the list to
+ * the host, beside what is enqueued next. */
+static mo_status scan_site(mo_cuda *cuda, site_job *job, int64_t outliers) {
   const int64_t fewest = 1 << 18;
-  for (;;) {
-    int64_t room = (int64_t)(cuda->scratch_bytes[MO_SCRATCH_SMALL] / sizeof(mo_outlier));
-    void *list;
-    if (room < fewest) room = fewest;
-    if (room < *n_outliers) room = *n_outliers;
-    MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_SMALL, (size_t)room * sizeof(mo_outlier), &list));
-    job->list = (mo_outlier *)list;
-    job->capacity = room;
-    MO_TRY(MO_BY_TYPE(cuda, launch_scan, cuda, *job, *results));
-    MO_CUDA(cudaMemcpyAsync(cuda->statistics_host, results->n_outliers, result_bytes, cudaMemcpyDeviceToHost,
-                            cuda->stream));
-    MO_CUDA(cudaStreamSynchronize(cuda->stream));
-    *n_outliers = (int64_t) * (const unsigned long long *)cuda->statistics_host;
-    if (*n_outliers <= job->capacity) return MO_OK;
-  }
+  site_results results;
+  size_t result_bytes = result_bytes_of(job->B, job->H);
+  void *list;
+  int64_t room = (int64_t)(cuda->scratch_bytes[MO_SCRATCH_OUTLIERS] / sizeof(mo_outlier));
+  if (room < fewest) room = fewest;
+  if (room < outliers) room = outliers;
+  MO_TRY(reserve_device(cuda, job, &results));
+  MO_TRY(mo_cuda_grow_host(cuda, result_bytes + FIRST_PART * sizeof(mo_outlier), &cuda->statistics_host));
+  MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_OUTLIERS, (size_t)room * sizeof(mo_outlier), &list));
+  job->list = (mo_outlier *)list;
+  job->capacity = room;
+  MO_TRY(MO_BY_TYPE(cuda, launch_scan, cuda, *job, results));
+  MO_CUDA(cudaEventRecord(cuda->scanned, cuda->stream));
+  MO_CUDA(cudaStreamWaitEvent(cuda->fetch, cuda->scanned, 0));
+  MO_CUDA(cudaMemcpyAsync(cuda->statistics_host.memory, results.n_outliers, result_bytes, cudaMemcpyDeviceToHost,
+                          cuda->fetch));
+  MO_CUDA(cudaMemcpyAsync((char *)cuda->statistics_host.memory + result_bytes, list, FIRST_PART * sizeof(mo_outlier),
+                          cudaMemcpyDeviceToHost, cuda->fetch));
+  return MO_OK;
 }
 
-/* The list behind the results in pinned memory. */
-static mo_status fetch_list(mo_cuda *cuda, const site_job *job, const site_results *results, size_t result_bytes,
-                            int64_t n) {
-  size_t bytes = (size_t)n * sizeof(mo_outlier);
-  if (result_bytes + bytes > cuda->statistics_host_bytes) {
-    MO_TRY(reserve_host(cuda, result_bytes + bytes + bytes / 2));
-    MO_CUDA(cudaMemcpyAsync(cuda->statistics_host, results->n_outliers, result_bytes, cudaMemcpyDeviceToHost,
-                            cuda->stream));
+/* The whole list behind the results in pinned memory, where its first part is already. */
+static mo_status fetch_list(mo_cuda *cuda, const site_job *job, int64_t n) {
+  size_t bytes = (size_t)n * sizeof(mo_outlier), result_bytes = result_bytes_of(job->B, job->H);
+  if (n <= FIRST_PART) return MO_OK;
+  if (result_bytes + bytes > cuda->statistics_host.bytes) {
+    MO_TRY(mo_cuda_grow_host(cuda, result_bytes + bytes, &cuda->statistics_host));
+    MO_CUDA(cudaMemcpyAsync(cuda->statistics_host.memory, cuda->scratch[MO_SCRATCH_STATISTICS], result_bytes,
+                            cudaMemcpyDeviceToHost, cuda->fetch));
   }
-  if (bytes)
-    MO_CUDA(cudaMemcpyAsync((char *)cuda->statistics_host + result_bytes, job->list, bytes, cudaMemcpyDeviceToHost,
-                            cuda->stream));
-  MO_CUDA(cudaStreamSynchronize(cuda->stream));
+  MO_CUDA(cudaMemcpyAsync((char *)cuda->statistics_host.memory + result_bytes, job->list, bytes, cudaMemcpyDeviceToHost,
+                          cuda->fetch));
+  MO_CUDA(cudaStreamSynchronize(cuda->fetch));
   return MO_OK;
 }
 
 mo_status cuda_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                               uint64_t *positions, int64_t first_sequence, mo_site_statistics *statistics) {
+                               uint64_t *positions, int64_t first_sequence) {
   mo_cuda *cuda = mo_cuda_of(backend);
   int columns = 32 * (cuda->bf16_run ? mo_pack<bf16>::width : mo_pack<float>::width);
-  site_job job = {};
-  site_results results;
-  size_t result_bytes = result_bytes_of(B, H);
-  int64_t n_outliers = 0;
-  job.x = x;
-  job.B = B, job.S = S, job.H = H;
-  job.segments = (S + SEGMENT - 1) / SEGMENT;
-  job.column_tiles = (H + columns - 1) / columns;
-  job.threshold = threshold;
-  job.positions = positions + first_sequence * H * job.segments;
-  MO_TRY(reserve_device(cuda, &job, result_bytes, &results));
-  MO_TRY(reserve_host(cuda, result_bytes));
-  MO_TRY(scan_site(cuda, &job, &results, result_bytes, &n_outliers));
-  MO_TRY(fetch_list(cuda, &job, &results, result_bytes, n_outliers));
-  results = lay_out(cuda->statistics_host, B, H);
-  mo_site_statistics *s = &cuda->statistics;
-  s->n_sequences = B;
-  s->rows = B * S;
-  s->count = results.count, s->positive = results.positive;
-  s->min = results.min, s->max = results.max;
-  s->sum_abs = results.sum_abs, s->sum = results.sum, s->sum_squares = results.sum_squares;
-  s->max_abs = results.max_abs;
-  s->outliers = (mo_outlier *)((char *)cuda->statistics_host + result_bytes);
-  s->n_outliers = n_outliers;
-  *statistics = *s;
+  site_job *job = (site_job *)cuda->site;
+  if (!job && !(cuda->site = job = (site_job *)mo_alloc(1, sizeof *job))) return MO_FAILED;
+  *job = (site_job){};
+  job->x = x;
+  job->B = B, job->S = S, job->H = H;
+  job->segments = (S + SEGMENT - 1) / SEGMENT;
+  job->column_tiles = (H + columns - 1) / columns;
+  job->threshold = threshold;
+  job->positions = positions + first_sequence * H * job->segments;
+  return scan_site(cuda, job, 0);
+}
+
+mo_status cuda_site_results(mo_backend *backend, mo_site_statistics *statistics) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  site_job *job = (site_job *)cuda->site;
+  MO_CUDA(cudaStreamSynchronize(cuda->fetch));
+  int64_t n = (int64_t) * (const unsigned long long *)cuda->statistics_host.memory;
+  if (n > job->capacity) { /* the list was too short: once more, behind the operations since, which left x as it was */
+    MO_TRY(scan_site(cuda, job, n));
+    MO_CUDA(cudaStreamSynchronize(cuda->fetch));
+  }
+  MO_TRY(fetch_list(cuda, job, n));
+  site_results results = lay_out(cuda->statistics_host.memory, job->B, job->H);
+  statistics->n_sequences = job->B;
+  statistics->rows = job->B * job->S;
+  statistics->count = results.count, statistics->positive = results.positive;
+  statistics->min = results.min, statistics->max = results.max;
+  statistics->sum_abs = results.sum_abs, statistics->sum = results.sum, statistics->sum_squares = results.sum_squares;
+  statistics->max_abs = results.max_abs;
+  statistics->outliers = (mo_outlier *)((char *)cuda->statistics_host.memory + result_bytes_of(job->B, job->H));
+  statistics->n_outliers = n;
   return MO_OK;
 }

@@ -1,12 +1,20 @@
 /* Micro-batches from GPU to GPU with NCCL: for each directed edge between the ranks of consecutive blocks a communicator of two
  * (0 sends, 1 receives) and a stream of its own.
  *
- * A send is enqueued behind the compute stream's work on its rows, then announced to the receiver in a small MPI message, and
- * only announced rows are received: no receiving kernel occupies a GPU while the sender computes, and the compute stream never
- * waits for a peer. A fast sender's kernel may wait for the receiver; it is on the side that has time. All waits are here, poll
- * for the failure of a peer and of NCCL, and have a deadline wherever both sides have begun. After a failure everything is left
- * as it is (mo_cuda.abandoned): aborting a communicator may hang when the peer is gone, and the process ends soon. */
+ * A rank that begins a block asks for its rows in a small MPI message; only then are they sent, behind the compute stream's
+ * work on them, and announced in another; only announced rows are received. So no kernel of NCCL waits on a GPU longer than
+ * its peer's task takes, and the compute stream never waits for a peer. That matters: with such a kernel under way, a call of
+ * CUDA that waits for the whole GPU (the first use of a kernel may be one) would wait for the peer, which may be in one, too.
+ *
+ * All waits are here, and poll for the failure of a peer and of NCCL. They have no deadline where a peer may be at work
+ * of its own, however long it loads or computes: that it is gone is told by its notice, by NCCL or by the launcher. Where
+ * both sides have begun, so that nothing is left to do but to transfer, DEADLINE ends what NCCL does not notice, a dead
+ * network for one. Only time in which this rank could look counts, none in which it was stopped itself. After a failure
+ * everything is left as it is (mo_cuda.abandoned): aborting a communicator may hang when the peer is gone, as may all
+ * that waits for the GPU, and the process ends soon. */
+#include <math.h>
 #include <nccl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -19,7 +27,7 @@ extern "C" {
 
 enum {
   DEADLINE = 300, /* seconds that a transfer may take which both sides have begun */
-  BLOCKS = 8,     /* thread blocks of a transfer: enough for NVLink at these sizes; the others compute */
+  BLOCKS = 4,     /* thread blocks of a transfer: enough for NVLink at these sizes; the others compute */
   PROBE_BYTES = 256,
 };
 
@@ -32,19 +40,28 @@ typedef struct {
 } nccl_edge;
 
 typedef struct {
+  double left, seen; /* seconds, negative: no deadline; when it was counted last */
+  int round;
+} patience;
+
+typedef struct {
   mo_transport base;
   mo_cuda *cuda;
   nccl_edge *edges; /* [n_edges] this rank's, in the order of the plan */
   int64_t n_edges;
-  cudaEvent_t computed;                /* the compute stream's work on rows about to be sent */
+  cudaEvent_t *computed; /* [n_micro] the compute stream's work on rows to be sent */
+  mo_message **asked;    /* [n_blocks] the request for a block's rows; NULL once it is here */
+  bool *pending;         /* [n_micro] of block `sending`: to be sent when they are asked for */
+  int64_t sending, n_pending;
   cudaEvent_t *moved;                  /* [n_micro] end of the last transfer of the rows, in or out */
   mo_message **arriving, **announcing; /* [n_micro] announcements */
-  float *words;                        /* [n_micro] the arriving ones' contents: none */
-  const nccl_edge *source;             /* of the block under way, NULL if its rows are here */
-  int64_t enqueued;                    /* receives of the block so far */
-  void *probe;                         /* GPU memory, PROBE_BYTES */
-  ncclUniqueId id;                     /* messages' memory that must outlive a failed call */
-  mo_message *incoming, *outgoing;
+  float *words;                        /* [n_micro] and [n_blocks]: what the messages carry: nothing */
+  const nccl_edge *source;             /* of the block under way */
+  int64_t enqueued; /* micro-batches of the block whose receives are enqueued, or that it does not get */
+  patience arrival; /* for the last of them */
+  void *probe;      /* GPU memory, PROBE_BYTES */
+  ncclUniqueId id;  /* messages' memory that must outlive a failed call */
+  mo_message *incoming, *outgoing, *asking;
   float word;
   bool finished;
 } nccl_transport;
@@ -57,42 +74,53 @@ static int peer_of(const nccl_transport *t, const nccl_edge *e) { return is_send
 
 /* --- errors and waiting --- */
 
-static mo_status nccl_error(ncclResult_t code, ncclComm_t nccl, const char *what, int line) {
-  return mo_error_set(MO_FAILED, __FILE__, line, "NCCL: %s: %s (%s): run again with NCCL_DEBUG=WARN",
-                      ncclGetErrorString(code), ncclGetLastError(nccl), what);
+static mo_status nccl_error(ncclResult_t code, const nccl_edge *e, const char *what, int line) {
+  return mo_error_set(MO_FAILED, __FILE__, line,
+                      "NCCL: %s: %s (%s, rank %d to rank %d): check whether both still run and the network between "
+                      "them, run again with NCCL_DEBUG=WARN",
+                      ncclGetErrorString(code), ncclGetLastError(e->nccl), what, e->from, e->to);
 }
 
 /* Calls on communicators that don't block may answer "in progress". */
-#define MO_NCCL(call, nccl)                                              \
+#define MO_NCCL(call, edge)                                              \
   do {                                                                   \
     ncclResult_t mo_nccl_code_ = (call);                                 \
     if (mo_nccl_code_ != ncclSuccess && mo_nccl_code_ != ncclInProgress) \
-      return nccl_error(mo_nccl_code_, (nccl), #call, __LINE__);         \
+      return nccl_error(mo_nccl_code_, (edge), #call, __LINE__);         \
   } while (0)
 
 static mo_status check_edge(const nccl_edge *e, bool *busy) {
   ncclResult_t state = ncclSuccess;
-  MO_NCCL(ncclCommGetAsyncError(e->nccl, &state), e->nccl);
+  MO_NCCL(ncclCommGetAsyncError(e->nccl, &state), e);
   *busy = state == ncclInProgress;
   if (state == ncclSuccess || *busy) return MO_OK;
-  return nccl_error(state, e->nccl, "transfer between ranks", __LINE__);
+  return nccl_error(state, e, "transfer", __LINE__);
 }
 
-typedef struct {
-  double until; /* 0: no deadline */
-  int round;
-} patience;
+static patience with_deadline(void) { return {DEADLINE, mo_seconds(), 0}; }
 
-static patience with_deadline(void) { return {mo_seconds() + DEADLINE, 0}; }
+/* Of a longer time between two looks a second counts: this rank was stopped, or computed. */
+static bool ran_out(patience *p) {
+  double now = mo_seconds(), passed = now - p->seen;
+  if (p->left < 0) return false;
+  p->seen = now;
+  p->left = fmax(0, p->left - fmin(passed, 1));
+  return p->left == 0;
+}
 
-/* One round of waiting: the peers' health, the deadline, a rest. */
-static mo_status wait_round(const nccl_transport *t, const nccl_edge *edge, patience *p) {
+static mo_status check_peers(const nccl_transport *t) {
   MO_TRY(mo_comm_poll(t->base.job.comm));
   for (int64_t i = 0; i < t->n_edges; i++) {
     bool busy;
     if (t->edges[i].nccl) MO_TRY(check_edge(t->edges + i, &busy));
   }
-  if (p->until > 0 && mo_seconds() > p->until)
+  return MO_OK;
+}
+
+/* One round of waiting: the peers' health, the deadline, a rest. */
+static mo_status wait_round(const nccl_transport *t, const nccl_edge *edge, patience *p) {
+  MO_TRY(check_peers(t));
+  if (ran_out(p))
     return MO_FAIL(
         MO_FAILED,
         "NCCL: no progress for %d s (from rank %d to rank %d): check the network between them, run again with "
@@ -125,7 +153,7 @@ static mo_status await_event(const nccl_transport *t, const nccl_edge *e, cudaEv
 
 /* No deadline: the peer may compute for as long as it likes. */
 static mo_status await_message(const nccl_transport *t, mo_message **message) {
-  patience p = {0, 0};
+  patience p = {-1, 0, 0};
   for (;;) {
     MO_TRY(mo_comm_test(t->base.job.comm, message));
     if (!*message) return MO_OK;
@@ -138,9 +166,9 @@ static mo_status await_message(const nccl_transport *t, mo_message **message) {
 /* Enqueue one side of a transfer and the event behind it. */
 static mo_status move(const nccl_transport *t, const nccl_edge *e, void *data, size_t bytes, cudaEvent_t moved) {
   if (is_sender(t, e))
-    MO_NCCL(ncclSend(data, bytes, ncclUint8, 1, e->nccl, e->stream), e->nccl);
+    MO_NCCL(ncclSend(data, bytes, ncclUint8, 1, e->nccl, e->stream), e);
   else
-    MO_NCCL(ncclRecv(data, bytes, ncclUint8, 0, e->nccl, e->stream), e->nccl);
+    MO_NCCL(ncclRecv(data, bytes, ncclUint8, 0, e->nccl, e->stream), e);
   MO_TRY(settle(t, e));
   MO_CUDA(cudaEventRecord(moved, e->stream));
   return MO_OK;
@@ -161,50 +189,88 @@ static const nccl_edge *find_edge(const nccl_transport *t, int64_t block) {
 
 static mo_status enqueue_receive(nccl_transport *t) {
   int64_t micro = t->enqueued++;
+  t->arrival = with_deadline();
   MO_CUDA(cudaStreamWaitEvent(t->source->stream, t->moved[micro], 0)); /* the rows may still be on their way out */
   return move_rows(t, t->source, micro);
 }
 
+/* Send what is pending, in order, if it has been asked for by now. */
+static mo_status send_pending(nccl_transport *t) {
+  static const float nothing = 0;
+  const mo_transport_job *job = &t->base.job;
+  if (!t->n_pending) return MO_OK;
+  MO_TRY(mo_comm_test(job->comm, &t->asked[t->sending + 1]));
+  if (t->asked[t->sending + 1]) return MO_OK;
+  const nccl_edge *e = find_edge(t, t->sending + 1);
+  for (int64_t micro = 0; t->n_pending && micro < job->plan->n_micro; micro++) {
+    if (!t->pending[micro]) continue;
+    t->pending[micro] = false;
+    t->n_pending--;
+    MO_CUDA(cudaStreamWaitEvent(e->stream, t->computed[micro], 0));
+    MO_TRY(move_rows(t, e, micro));
+    MO_TRY(await_message(t, &t->announcing[micro])); /* of an earlier block */
+    MO_TRY(mo_comm_send(job->comm, e->to, mo_transport_tag(job->plan, t->sending + 1, micro), &nothing, 1, 1,
+                        &t->announcing[micro]));
+  }
+  return MO_OK;
+}
+
+/* Until all that is pending is on its way. */
+static mo_status send_all(nccl_transport *t) {
+  patience p = {-1, 0, 0};
+  for (;;) {
+    MO_TRY(send_pending(t));
+    if (!t->n_pending) return MO_OK;
+    MO_TRY(wait_round(t, NULL, &p));
+  }
+}
+
 static mo_status nccl_post_receives(mo_transport *transport, int64_t block) {
+  static const float nothing = 0;
   nccl_transport *t = nccl_of(transport);
   const mo_transport_job *job = &t->base.job;
   t->source = find_edge(t, block);
   t->enqueued = 0;
   for (int64_t micro = 0; micro < job->plan->n_micro; micro++)
-    MO_TRY(mo_comm_receive(job->comm, t->source->from, mo_transport_tag(job->plan, block, micro), t->words + micro, 1,
-                           1, &t->arriving[micro]));
-  return MO_OK;
+    if (mo_transport_passes(job, block, micro))
+      MO_TRY(mo_comm_receive(job->comm, t->source->from, mo_transport_tag(job->plan, block, micro), t->words + micro, 1,
+                             1, &t->arriving[micro]));
+  MO_TRY(await_message(t, &t->asking)); /* of an earlier block */
+  MO_TRY(mo_comm_send(job->comm, t->source->from, mo_transport_tag(job->plan, block, 0), &nothing, 1, 1, &t->asking));
+  return send_pending(t);
 }
 
-static mo_status nccl_await(mo_transport *transport, int64_t micro) {
+static mo_status nccl_arrived(mo_transport *transport, int64_t micro, bool *here) {
   nccl_transport *t = nccl_of(transport);
-  int64_t n_micro = t->base.job.plan->n_micro;
-  if (!t->source) return MO_OK;
-  if (t->enqueued == micro) {
-    MO_TRY(await_message(t, &t->arriving[micro]));
-    MO_TRY(enqueue_receive(t));
+  const mo_transport_job *job = &t->base.job;
+  *here = false;
+  MO_TRY(send_pending(t));
+  while (t->enqueued < job->plan->n_micro) { /* later ones that are ready come while this one is computed */
+    if (mo_transport_passes(job, t->base.block, t->enqueued)) {
+      MO_TRY(mo_comm_test(job->comm, &t->arriving[t->enqueued]));
+      if (t->arriving[t->enqueued]) break;
+      MO_TRY(enqueue_receive(t));
+    } else {
+      t->enqueued++;
+    }
   }
-  while (t->enqueued < n_micro) { /* later ones that are ready come while this one is computed */
-    MO_TRY(mo_comm_test(t->base.job.comm, &t->arriving[t->enqueued]));
-    if (t->arriving[t->enqueued]) break;
-    MO_TRY(enqueue_receive(t));
-  }
-  MO_TRY(await_event(t, t->source, t->moved[micro]));
-  if (micro == n_micro - 1) t->source = NULL;
-  return MO_OK;
+  if (t->enqueued <= micro) return check_peers(t); /* not announced */
+  cudaError_t code = cudaEventQuery(t->moved[micro]);
+  *here = code == cudaSuccess;
+  if (*here) return MO_OK;
+  if (code != cudaErrorNotReady) return mo_cuda_error(code, "transfer between ranks", __FILE__, __LINE__);
+  (void)cudaGetLastError(); /* "not ready" is no error to the next launch */
+  return wait_round(t, t->source, &t->arrival);
 }
 
 static mo_status nccl_send(mo_transport *transport, int64_t block, int64_t micro) {
-  static const float nothing = 0;
   nccl_transport *t = nccl_of(transport);
-  const mo_transport_job *job = &t->base.job;
-  const nccl_edge *e = find_edge(t, block + 1);
-  MO_CUDA(cudaEventRecord(t->computed, t->cuda->stream));
-  MO_CUDA(cudaStreamWaitEvent(e->stream, t->computed, 0));
-  MO_TRY(move_rows(t, e, micro));
-  MO_TRY(await_message(t, &t->announcing[micro])); /* of an earlier block */
-  return mo_comm_send(job->comm, e->to, mo_transport_tag(job->plan, block + 1, micro), &nothing, 1, 1,
-                      &t->announcing[micro]);
+  if (block != t->sending) MO_TRY(send_all(t)); /* a block's rows are asked for before this rank's next block ends */
+  t->sending = block;
+  MO_CUDA(cudaEventRecord(t->computed[micro], t->cuda->stream));
+  t->pending[micro] = true;
+  t->n_pending++;
+  return send_pending(t);
 }
 
 /* --- open and close --- */
@@ -224,17 +290,23 @@ static mo_status list_edges(nccl_transport *t) {
   return MO_OK;
 }
 
-/* The sender makes the id; tags below n_micro are not used by micro-batches. */
+/* The sender makes the id; the receiver answers, so that both are there when the deadline begins to run. Tags below
+ * n_micro are not used by micro-batches. */
 static mo_status exchange_id(nccl_transport *t, const nccl_edge *e) {
+  static const float nothing = 0;
   const mo_transport_job *job = &t->base.job;
   int64_t words = NCCL_UNIQUE_ID_BYTES / sizeof(float);
   if (!is_sender(t, e)) {
     MO_TRY(mo_comm_receive(job->comm, e->from, 0, (float *)&t->id, 1, words, &t->incoming));
-    return await_message(t, &t->incoming);
+    MO_TRY(await_message(t, &t->incoming));
+    MO_TRY(mo_comm_send(job->comm, e->from, 0, &nothing, 1, 1, &t->outgoing));
+    return await_message(t, &t->outgoing);
   }
-  MO_NCCL(ncclGetUniqueId(&t->id), NULL);
+  MO_NCCL(ncclGetUniqueId(&t->id), e);
   MO_TRY(mo_comm_send(job->comm, e->to, 0, (const float *)&t->id, 1, words, &t->outgoing));
-  return await_message(t, &t->outgoing);
+  MO_TRY(mo_comm_receive(job->comm, e->to, 0, &t->word, 1, 1, &t->incoming));
+  MO_TRY(await_message(t, &t->outgoing));
+  return await_message(t, &t->incoming);
 }
 
 /* The first transfer makes the connection, for which NCCL needs both sides at once: later ones are only enqueued. */
@@ -247,33 +319,59 @@ static mo_status connect(nccl_transport *t, nccl_edge *e) {
   MO_CUDA(cudaStreamCreateWithPriority(&e->stream, cudaStreamNonBlocking,
                                        greatest)); /* transfers start among computing kernels */
   MO_TRY(exchange_id(t, e));
-  MO_NCCL(ncclCommInitRankConfig(&e->nccl, 2, t->id, is_sender(t, e) ? 0 : 1, &config), NULL);
+  MO_NCCL(ncclCommInitRankConfig(&e->nccl, 2, t->id, is_sender(t, e) ? 0 : 1, &config), e);
   MO_TRY(settle(t, e));
-  MO_TRY(move(t, e, t->probe, PROBE_BYTES, t->computed));
-  return await_event(t, e, t->computed);
+  MO_TRY(move(t, e, t->probe, PROBE_BYTES, t->computed[0]));
+  return await_event(t, e, t->computed[0]);
+}
+
+/* Requests for this rank's rows may come from now on. */
+static mo_status await_requests(nccl_transport *t) {
+  const mo_transport_job *job = &t->base.job;
+  const mo_plan *plan = job->plan;
+  for (int64_t b = 1; b < plan->n_blocks; b++)
+    if (mo_transport_comes_from_peer(plan, b) && plan->blocks[b - 1].rank == mo_comm_rank(job->comm))
+      MO_TRY(mo_comm_receive(job->comm, plan->blocks[b].rank, mo_transport_tag(plan, b, 0),
+                             t->words + plan->n_micro + b, 1, 1, &t->asked[b]));
+  return MO_OK;
 }
 
 static mo_status open_parts(nccl_transport *t) {
-  size_t micro = (size_t)t->base.job.plan->n_micro;
+  const mo_plan *plan = t->base.job.plan;
+  size_t micro = (size_t)plan->n_micro, blocks = (size_t)plan->n_blocks;
   MO_TRY(list_edges(t));
   if (t->n_edges == 0) return MO_OK;
+  t->computed = (cudaEvent_t *)mo_alloc(micro, sizeof *t->computed);
   t->moved = (cudaEvent_t *)mo_alloc(micro, sizeof *t->moved);
+  t->pending = (bool *)mo_alloc(micro, sizeof *t->pending);
   t->arriving = (mo_message **)mo_alloc(micro, sizeof *t->arriving);
   t->announcing = (mo_message **)mo_alloc(micro, sizeof *t->announcing);
-  t->words = (float *)mo_alloc(micro, sizeof *t->words);
-  if (!t->moved || !t->arriving || !t->announcing || !t->words) return MO_FAILED;
+  t->asked = (mo_message **)mo_alloc(blocks, sizeof *t->asked);
+  t->words = (float *)mo_alloc(micro + blocks, sizeof *t->words);
+  if (!t->computed || !t->moved || !t->pending || !t->arriving || !t->announcing || !t->asked || !t->words)
+    return MO_FAILED;
   MO_CUDA(cudaSetDevice(t->cuda->device));
   MO_CUDA(cudaMalloc(&t->probe, PROBE_BYTES));
-  MO_CUDA(cudaEventCreateWithFlags(&t->computed, cudaEventDisableTiming));
-  for (size_t i = 0; i < micro; i++) MO_CUDA(cudaEventCreateWithFlags(&t->moved[i], cudaEventDisableTiming));
+  for (size_t i = 0; i < micro; i++) {
+    MO_CUDA(cudaEventCreateWithFlags(&t->computed[i], cudaEventDisableTiming));
+    MO_CUDA(cudaEventCreateWithFlags(&t->moved[i], cudaEventDisableTiming));
+  }
   for (int64_t i = 0; i < t->n_edges; i++)
     MO_TRY(connect(t, t->edges + i)); /* the same order on all ranks: the plan's */
-  return MO_OK;
+  return await_requests(t);
+}
+
+/* At the exit of a process whose GPU still waits for a peer, before what libraries do there: that may wait for the GPU. */
+static void leave(int exit_status, void *unused) {
+  (void)unused;
+  fflush(NULL);
+  _exit(exit_status);
 }
 
 static bool nccl_close(mo_transport *transport) {
   nccl_transport *t = nccl_of(transport);
   if (t->n_edges > 0 && !t->finished) {
+    if (!t->cuda->abandoned) (void)on_exit(leave, NULL);
     t->cuda->abandoned = true;
     return false;
   }
@@ -281,11 +379,16 @@ static bool nccl_close(mo_transport *transport) {
     (void)ncclCommDestroy(t->edges[i].nccl);
     (void)cudaStreamDestroy(t->edges[i].stream);
   }
-  for (int64_t i = 0; t->moved && i < t->base.job.plan->n_micro; i++) (void)cudaEventDestroy(t->moved[i]);
-  if (t->computed) (void)cudaEventDestroy(t->computed);
+  for (int64_t i = 0; t->n_edges && i < t->base.job.plan->n_micro; i++) {
+    (void)cudaEventDestroy(t->moved[i]);
+    (void)cudaEventDestroy(t->computed[i]);
+  }
   (void)cudaFree(t->probe);
   free(t->edges);
+  free(t->computed);
   free(t->moved);
+  free(t->pending);
+  free(t->asked);
   free(t->arriving);
   free(t->announcing);
   free(t->words);
@@ -320,6 +423,9 @@ static mo_status farewell(nccl_transport *t, const nccl_edge *e) {
 static mo_status nccl_finish(mo_transport *transport) {
   nccl_transport *t = nccl_of(transport);
   int64_t n_micro = t->base.job.plan->n_micro;
+  MO_TRY(send_all(t));
+  for (int64_t b = 1; t->n_edges && b < t->base.job.plan->n_blocks; b++) MO_TRY(await_message(t, &t->asked[b]));
+  MO_TRY(await_message(t, &t->asking));
   for (int64_t i = 0; i < t->n_edges; i++) {
     nccl_edge *e = t->edges + i;
     MO_TRY(farewell(t, e));
@@ -329,12 +435,12 @@ static mo_status nccl_finish(mo_transport *transport) {
     }
   }
   for (int64_t i = 0; i < t->n_edges; i++) {
-    MO_NCCL(ncclCommFinalize(t->edges[i].nccl), t->edges[i].nccl);
+    MO_NCCL(ncclCommFinalize(t->edges[i].nccl), t->edges + i);
     MO_TRY(settle(t, t->edges + i));
   }
   t->finished = true;
   return MO_OK;
 }
 
-extern "C" const mo_transport_table mo_transport_nccl = {nccl_open, nccl_post_receives, nccl_await,
+extern "C" const mo_transport_table mo_transport_nccl = {nccl_open, nccl_post_receives, nccl_arrived,
                                                          nccl_send, nccl_finish,        nccl_close};
