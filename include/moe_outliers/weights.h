@@ -52,13 +52,13 @@ void mo_tensors_free(mo_tensor *tensors, int64_t n_tensors);
 typedef struct mo_checkpoint mo_checkpoint;
 
 /* Open `directory`: model.safetensors.index.json with its shards, or model.safetensors. Headers only; data is never
- * mapped. Absent files, an index that disagrees with the shards (missing, duplicate or misplaced tensors) are
- * MO_INVALID. */
+ * read through a mapping. Absent files, an index that disagrees with the shards (missing, duplicate or misplaced
+ * tensors) are MO_INVALID. */
 MO_CHECKED mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory);
 
-/* A checkpoint of random weights without files: it has the tensors that the spec needs, and each read makes their bytes, those
- * that mo_synth (synth.h) writes for the same seed and dtype. dtype of numbers: MO_F32, MO_BF16 or MO_F16; MXFP4 is MO_U8.
- * The spec need not outlive it. Out of memory: MO_FAILED. */
+/* A checkpoint of random weights without files: it has the tensors that the spec needs, and each read makes their
+ * bytes, those that mo_synth (synth.h) writes for the same seed and dtype. dtype of numbers: MO_F32, MO_BF16 or
+ * MO_F16; MXFP4 is MO_U8. The spec need not outlive it. Out of memory: MO_FAILED. */
 MO_CHECKED mo_status mo_checkpoint_open_synthetic(mo_checkpoint **checkpoint, const mo_model_spec *spec, mo_dtype dtype,
                                                   uint64_t seed);
 void mo_checkpoint_close(mo_checkpoint *checkpoint);
@@ -73,8 +73,8 @@ const char *mo_checkpoint_file(const mo_checkpoint *checkpoint, int32_t file);
 const char *mo_checkpoint_directory(const mo_checkpoint *checkpoint);
 int64_t mo_checkpoint_ignored(const mo_checkpoint *checkpoint); /* tensors in shards that the index does not name */
 
-/* Read bytes [offset, offset + bytes) of a file of the checkpoint. Thread-safe (pread). A short file or a read
- * error is MO_FAILED naming the file and the range. Of a synthetic checkpoint only ranges within a tensor may be read. */
+/* Read bytes [offset, offset + bytes) of a file of the checkpoint. Thread-safe (pread). A short file or a read error
+ * is MO_FAILED naming the file and the range. Of a synthetic checkpoint only ranges within a tensor may be read. */
 MO_CHECKED mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int64_t offset, int64_t bytes,
                                         void *buffer);
 
@@ -83,7 +83,9 @@ typedef struct {
   mo_role role;
   int32_t expert; /* -1 unless per expert */
   const mo_tensor *tensor;
-  int64_t arena_offset; /* place in the stage's arena block, multiple of 256 */
+  /* Place in the stage's arena block, a multiple of MO_ARENA_ALIGNMENT. Tensors whose sizes are such multiples too lie in
+   * the arena as in the file, and are read together. */
+  int64_t arena_offset;
 } mo_entry;
 
 typedef struct {
@@ -131,17 +133,40 @@ MO_CHECKED mo_status mo_stage_weights_build(mo_stage_weights *weights, const mo_
                                             const mo_stage_catalogue *stage, const void *base);
 void mo_stage_weights_free(mo_stage_weights *weights);
 
+/* --- checksums --- */
+
+/* Sum over a tensor's little-endian 64-bit words, the last padded with zeros, of word * (an odd number that follows
+ * from the word's index), modulo 2^64. Sums of parts add up to the whole's in any order. This one: of bytes [offset,
+ * offset + bytes) of a tensor, which lie at `data`. */
+uint64_t mo_tensor_sum(const void *data, int64_t offset, int64_t bytes);
+
 /* --- the streamer --- */
+enum { MO_STREAM_READERS = 16 }; /* more threads than this were not faster anywhere */
+
 typedef struct {
   const int64_t *stages; /* this rank's stages in the order in which they will be acquired; owned by the caller */
   int64_t n_stages;
   int64_t arena_bytes; /* bound of device memory for weights; at least the largest stage's arena_bytes */
-  int64_t chunk_bytes; /* of one read; 0 = 8 MiB */
+  int64_t chunk_bytes; /* of one read; 0 = 4 MiB, less where host_bytes does not allow it */
   int n_readers;       /* threads; at least 1 */
+  int64_t host_bytes;  /* bound of host memory for staging buffers, counted as 1 MiB at least; 0 = none */
+  bool verify;         /* compare every tensor in the arena with a second read of its file */
 } mo_stream_plan;
+
+/* The staging buffers of a plan: fewer and smaller ones where they would exceed its host_bytes. */
+typedef struct {
+  int n_readers, n_buffers; /* buffers of each reader */
+  int64_t chunk_bytes;
+} mo_stream_ring;
+mo_stream_ring mo_stream_ring_of(const mo_stream_plan *plan);
+
+/* Host memory that a streamer takes at most beside the arena; needs no stages in the plan. host_memory: as the
+ * backend's. */
+int64_t mo_stream_host_bytes(const mo_stream_plan *plan, bool host_memory);
 
 typedef struct {
   int64_t bytes_read;
+  int64_t bytes_direct;              /* of these, past the page cache */
   double read_seconds, copy_seconds; /* summed over reader threads */
   double wait_seconds;               /* the consumer waited in mo_streamer_acquire */
 } mo_stream_timing;
@@ -150,24 +175,31 @@ typedef struct mo_streamer mo_streamer;
 
 /* Start the readers. Weights of the first stages that fit in the arena are fetched at once; a stage's arena block is
  * reused only after its release. Where the backend's memory is the host's, data is read straight into the arena; else
- * it goes through a staging buffer and backend upload. The spec, catalogue, checkpoint and backend must outlive the
- * streamer; the plan need not. An arena smaller than the largest planned stage is MO_INVALID; one larger than all of
- * them together is cut to that. No stages: no thread, no arena. One thread makes all calls of a streamer. */
+ * it goes through staging buffers and backend upload, and what the page cache does not hold is read past it. The spec,
+ * catalogue, checkpoint and backend must outlive the streamer; the plan need not. An arena smaller than the largest
+ * planned stage is MO_INVALID; one larger than all of them together is cut to that. No stages: no thread, no arena.
+ * One thread makes all calls of a streamer. */
 MO_CHECKED mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, const mo_model_spec *spec,
                                       const mo_catalogue *catalogue, const mo_checkpoint *checkpoint,
                                       struct mo_backend *backend);
 
-/* Wait until the next stage of the plan is loaded whole; stages are acquired in the order of the plan and several
- * may be held (as many as fit). *weights is owned by the streamer until the release. poll: called with `context`
- * every few milliseconds while waiting (NULL: not); a status other than MO_OK ends the wait with it. A reader's
- * error is returned by every later call. A stage out of order, or one that cannot fit beside those still held, is
- * MO_FAILED. */
+/* Wait until the next stage of the plan is loaded whole; stages are acquired in the order of the plan and several may
+ * be held (as many as fit). *weights is owned by the streamer until the release. poll: called with `context` every few
+ * milliseconds while waiting (NULL: not); a status other than MO_OK ends the wait with it. A reader's error is
+ * returned by every later call. A tensor that verify finds to differ is MO_FAILED naming it and its file. A stage out
+ * of order, or one that cannot fit beside those still held, is MO_FAILED. */
 MO_CHECKED mo_status mo_streamer_acquire(mo_streamer *streamer, int64_t stage, const mo_stage_weights **weights,
                                          mo_status (*poll)(void *context), void *context);
+
+/* Whether an acquire of `stage` would return at once: it is loaded, or the acquire would fail. */
+bool mo_streamer_ready(mo_streamer *streamer, int64_t stage);
 
 /* The stage's operations have ended: its block may be reused. Released in the order of acquisition; a violation is
  * MO_FAILED from the next acquire and from the check. */
 void mo_streamer_release(mo_streamer *streamer, int64_t stage);
+
+/* Seconds since a byte arrived last, while readers wait for some; 0 while they do not. */
+double mo_streamer_stalled(mo_streamer *streamer);
 
 /* Timing of one stage that was acquired. */
 mo_stream_timing mo_streamer_timing(const mo_streamer *streamer, int64_t stage);

@@ -4,7 +4,7 @@
 
 #include "moe_outliers/weights.h"
 
-#define ALIGNMENT 256 /* of a tensor in the arena, bytes */
+#define ALIGNMENT MO_ARENA_ALIGNMENT
 
 static void format_shape(const int64_t *shape, int32_t n_dims, char text[static 200]) {
   size_t used = (size_t)snprintf(text, 200, "[");

@@ -9,25 +9,18 @@
 #include <unistd.h>
 
 #include "moe_outliers/weights.h"
+#include "weights/file.h"
 #include "weights/generate.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
 #define SINGLE_NAME "model.safetensors"
 #define MAX_HEADER 100000000 /* bytes; the format's own limit */
 #define MAX_INDEX 1000000000
-#define MAX_READ (1 << 30) /* of one pread */
-
-typedef struct {
-  char *name; /* in the folder */
-  char *path;
-  int fd;
-  int64_t size;
-} shard;
 
 /* Of a folder, with files; or synthetic: then "file" i is random[i], one tensor from byte 0 on. */
 struct mo_checkpoint {
   char *directory; /* a name, if synthetic */
-  shard *files;
+  mo_weight_file *files;
   int32_t n_files;
   mo_random_tensor *random; /* NULL: of a folder */
   mo_tensor *tensors;       /* sorted by name */
@@ -42,51 +35,16 @@ static char *join_path(const char *directory, const char *name) {
   return path;
 }
 
-/* Open a regular file, or what a link to one points to (hub snapshots are links). Absent: *fd = -1 and MO_OK. */
-static mo_status open_regular(const char *path, int *fd, int64_t *size) {
-  *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hang the open */
-  if (*fd < 0 && errno == ENOENT) return MO_OK;
-  if (*fd < 0)
-    return MO_FAIL(MO_INVALID, "cannot open: %s (%s): check the permissions and, for many shards, ulimit -n",
-                   strerror(errno), path);
-  struct stat info;
-  if (fstat(*fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-    close(*fd);
-    *fd = -1;
-    return MO_FAIL(MO_INVALID, "not a regular file (%s): put the checkpoint's file there", path);
-  }
-  *size = info.st_size;
-  return MO_OK;
-}
-
-static mo_status read_range(int fd, const char *path, int64_t offset, int64_t bytes, void *buffer) {
-  int64_t done = 0;
-  while (done < bytes) {
-    int64_t want = bytes - done < MAX_READ ? bytes - done : MAX_READ;
-    ssize_t got = pread(fd, (char *)buffer + done, (size_t)want, (off_t)(offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0)
-      return MO_FAIL(MO_FAILED, "cannot read bytes %lld to %lld of file %s: %s: check the storage and run again",
-                     (long long)offset, (long long)(offset + bytes), path, strerror(errno));
-    if (got == 0)
-      return MO_FAIL(MO_FAILED,
-                     "file %s ends at byte %lld, expected %lld: it was changed after it was opened, fetch it again",
-                     path, (long long)(offset + done), (long long)(offset + bytes));
-    done += got;
-  }
-  return MO_OK;
-}
-
 /* --- one shard --- */
 
 /* *json: malloc'ed; *data_start: where the data begins in the file. */
-static mo_status read_header(const shard *file, char **json, int64_t *bytes, int64_t *data_start) {
+static mo_status read_header(const mo_weight_file *file, char **json, int64_t *bytes, int64_t *data_start) {
   unsigned char prefix[8];
   if (file->size == 0) return MO_FAIL(MO_INVALID, "the file is empty (%s): fetch it again", file->path);
   if (file->size < 8)
     return MO_FAIL(MO_INVALID, "the file has only %lld bytes (%s): it is truncated, fetch it again",
                    (long long)file->size, file->path);
-  MO_TRY(read_range(file->fd, file->path, 0, 8, prefix));
+  MO_TRY(mo_file_read_range(file->fd, file->path, 0, 8, prefix));
   if (memcmp(prefix, "version ", 8) == 0)
     return MO_FAIL(MO_INVALID, "the file is a git-lfs pointer, not the weights (%s): run git lfs pull in its folder",
                    file->path);
@@ -104,7 +62,7 @@ static mo_status read_header(const shard *file, char **json, int64_t *bytes, int
   *data_start = 8 + *bytes;
   *json = mo_alloc((size_t)n, 1);
   if (!*json) return MO_FAILED;
-  mo_status status = read_range(file->fd, file->path, 8, *bytes, *json);
+  mo_status status = mo_file_read_range(file->fd, file->path, 8, *bytes, *json);
   if (status != MO_OK) {
     free(*json);
     *json = NULL;
@@ -114,7 +72,7 @@ static mo_status read_header(const shard *file, char **json, int64_t *bytes, int
 
 /* Append the tensors of file `index` to the checkpoint's. */
 static mo_status add_tensors(mo_checkpoint *checkpoint, int32_t index) {
-  const shard *file = &checkpoint->files[index];
+  const mo_weight_file *file = &checkpoint->files[index];
   char *json = NULL;
   int64_t bytes = 0, data_start = 0, n = 0;
   mo_tensor *found;
@@ -140,16 +98,16 @@ static mo_status add_tensors(mo_checkpoint *checkpoint, int32_t index) {
 /* Add the file `name` of the folder; *missing is set and nothing added if it is not there. */
 static mo_status add_file(mo_checkpoint *checkpoint, const char *name, bool *missing) {
   *missing = false;
-  shard *files = mo_realloc(checkpoint->files, (size_t)checkpoint->n_files + 1, sizeof *files);
+  mo_weight_file *files = mo_realloc(checkpoint->files, (size_t)checkpoint->n_files + 1, sizeof *files);
   if (!files) return MO_FAILED;
   checkpoint->files = files;
-  shard *file = &files[checkpoint->n_files];
-  *file = (shard){.fd = -1};
+  mo_weight_file *file = &files[checkpoint->n_files];
+  *file = (mo_weight_file){.fd = -1, .direct = MO_DIRECT_UNTRIED};
   checkpoint->n_files++; /* from here on owned by mo_checkpoint_close */
   file->name = mo_strdup(name);
   file->path = join_path(checkpoint->directory, name);
   if (!file->name || !file->path) return MO_FAILED;
-  MO_TRY(open_regular(file->path, &file->fd, &file->size));
+  MO_TRY(mo_file_open_regular(file->path, &file->fd, &file->size));
   if (file->fd < 0) {
     *missing = true;
     free(file->name);
@@ -274,7 +232,7 @@ static mo_status read_index(mo_checkpoint *checkpoint, int fd, int64_t size, con
                    MAX_INDEX);
   char *text = mo_alloc((size_t)size, 1);
   if (!text) return MO_FAILED;
-  mo_status status = read_range(fd, path, 0, size, text);
+  mo_status status = mo_file_read_range(fd, path, 0, size, text);
   json_error_t error;
   json_t *root = status == MO_OK ? json_loadb(text, (size_t)size, JSON_REJECT_DUPLICATES, &error) : NULL;
   free(text);
@@ -330,7 +288,7 @@ static mo_status open_folder(mo_checkpoint *checkpoint) {
   if (!path) return MO_FAILED;
   int fd;
   int64_t size;
-  mo_status status = open_regular(path, &fd, &size);
+  mo_status status = mo_file_open_regular(path, &fd, &size);
   if (status == MO_OK && fd >= 0) {
     status = read_index(checkpoint, fd, size, path);
     close(fd);
@@ -404,11 +362,7 @@ mo_status mo_checkpoint_open_synthetic(mo_checkpoint **checkpoint, const mo_mode
 
 void mo_checkpoint_close(mo_checkpoint *checkpoint) {
   if (!checkpoint) return;
-  for (int32_t i = 0; i < checkpoint->n_files; i++) {
-    if (checkpoint->files[i].fd >= 0) close(checkpoint->files[i].fd);
-    free(checkpoint->files[i].name);
-    free(checkpoint->files[i].path);
-  }
+  for (int32_t i = 0; i < checkpoint->n_files; i++) mo_file_close(&checkpoint->files[i]);
   free(checkpoint->files);
   free(checkpoint->random);
   mo_tensors_free(checkpoint->tensors, checkpoint->n_tensors);
@@ -442,6 +396,10 @@ mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int6
     mo_random_fill(&checkpoint->random[file], offset, bytes, buffer);
     return MO_OK;
   }
-  const shard *source = &checkpoint->files[file];
-  return read_range(source->fd, source->path, offset, bytes, buffer);
+  const mo_weight_file *source = &checkpoint->files[file];
+  return mo_file_read_range(source->fd, source->path, offset, bytes, buffer);
+}
+
+mo_weight_file *mo_checkpoint_source(const mo_checkpoint *checkpoint, int32_t file) {
+  return checkpoint->random ? NULL : &checkpoint->files[file];
 }

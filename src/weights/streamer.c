@@ -5,8 +5,6 @@
 
 #include "weights/streamer.h"
 
-#define ALIGNMENT 256
-#define DEFAULT_CHUNK (8 << 20)
 #define MAX_READERS 256
 #define POLL_NANOSECONDS 5000000
 
@@ -15,9 +13,9 @@
 static mo_status check_plan(const mo_stream_plan *plan, const mo_catalogue *catalogue) {
   if (plan->n_readers < 1 || plan->n_readers > MAX_READERS)
     return MO_FAIL(MO_INVALID, "%d reader threads: use 1 to %d", plan->n_readers, MAX_READERS);
-  if (plan->chunk_bytes < 0 || plan->n_stages < 0)
-    return MO_FAIL(MO_INVALID, "%lld bytes a read and %lld stages: neither may be negative",
-                   (long long)plan->chunk_bytes, (long long)plan->n_stages);
+  if (plan->chunk_bytes < 0 || plan->n_stages < 0 || plan->host_bytes < 0)
+    return MO_FAIL(MO_INVALID, "%lld bytes a read, %lld stages and %lld bytes of host memory: none may be negative",
+                   (long long)plan->chunk_bytes, (long long)plan->n_stages, (long long)plan->host_bytes);
   for (int64_t i = 0; i < plan->n_stages; i++) {
     int64_t stage = plan->stages[i];
     if (stage < 0 || stage >= catalogue->n_stages)
@@ -41,37 +39,27 @@ static mo_status make_slots(mo_streamer *s, const mo_stream_plan *plan, const mo
   s->slots = mo_alloc((size_t)plan->n_stages, sizeof *s->slots);
   if (!s->slots) return MO_FAILED;
   s->n_slots = plan->n_stages;
-  int64_t room = plan->arena_bytes / ALIGNMENT * ALIGNMENT; /* the bound may be odd, the blocks are not */
+  int64_t room =
+      plan->arena_bytes / MO_ARENA_ALIGNMENT * MO_ARENA_ALIGNMENT; /* the bound may be odd, the blocks are not */
   for (int64_t i = 0; i < s->n_slots; i++) {
     const mo_stage_catalogue *c = &catalogue->stages[plan->stages[i]];
     s->slots[i] = (slot){.stage = plan->stages[i], .catalogue = c, .first_entry = s->n_entries};
     s->n_entries += c->n_entries;
     s->arena_bytes += c->arena_bytes < room - s->arena_bytes ? c->arena_bytes : room - s->arena_bytes;
-    for (int64_t e = 0; e < c->n_entries; e++) {
-      int64_t bytes = c->entries[e].tensor->bytes;
-      s->n_pieces += mo_stream_pieces(s, c->entries[e].tensor);
-      if (bytes > s->chunk_bytes) bytes = s->chunk_bytes;
-      if (bytes > s->buffer_bytes) s->buffer_bytes = bytes;
-    }
   }
   s->filled = mo_alloc((size_t)s->n_entries, sizeof *s->filled);
-  s->pieces_done = mo_alloc((size_t)s->n_pieces, sizeof *s->pieces_done);
-  return s->filled && s->pieces_done ? MO_OK : MO_FAILED;
+  if (plan->verify) s->sums = mo_alloc((size_t)s->n_entries, sizeof *s->sums);
+  return s->filled && (s->sums || !plan->verify) ? mo_stream_cut(s) : MO_FAILED;
 }
 
 static mo_status make_memory(mo_streamer *s, int n_readers) {
-  const mo_backend_table *table = s->backend->table;
-  s->staged = !table->host_memory;
   void *memory;
-  MO_TRY(table->alloc(s->backend, (size_t)s->arena_bytes, &memory));
+  MO_TRY(s->backend->table->alloc(s->backend, (size_t)s->arena_bytes, &memory));
   s->arena = memory;
+  if (n_readers > s->n_pieces) n_readers = (int)s->n_pieces;
   s->readers = mo_alloc((size_t)n_readers, sizeof *s->readers);
   if (!s->readers) return MO_FAILED;
   s->n_readers = n_readers;
-  for (int i = 0; s->staged && i < 2 * n_readers; i++) {
-    MO_TRY(table->alloc_host(s->backend, (size_t)s->buffer_bytes, &memory));
-    s->readers[i / 2].buffers[i % 2].memory = memory;
-  }
   return MO_OK;
 }
 
@@ -98,6 +86,7 @@ static void init_locks(mo_streamer *s) {
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
   pthread_mutex_init(&s->lock, NULL);
   pthread_cond_init(&s->work, NULL);
+  pthread_cond_init(&s->turn, NULL);
   pthread_cond_init(&s->arrived, &monotonic);
   pthread_condattr_destroy(&monotonic);
 }
@@ -111,10 +100,15 @@ mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, c
   s->spec = spec;
   s->checkpoint = checkpoint;
   s->backend = backend;
-  s->chunk_bytes = plan->chunk_bytes ? plan->chunk_bytes : DEFAULT_CHUNK;
+  s->staged = !backend->table->host_memory;
+  mo_stream_plan unbounded = *plan; /* without staging buffers nothing needs to be small */
+  if (!s->staged) unbounded.host_bytes = 0;
+  mo_stream_ring ring = mo_stream_ring_of(&unbounded);
+  s->chunk_bytes = ring.chunk_bytes;
+  s->n_buffers = ring.n_buffers;
   init_locks(s);
   mo_status status = make_slots(s, plan, catalogue);
-  if (status == MO_OK && s->n_slots > 0) status = make_memory(s, plan->n_readers);
+  if (status == MO_OK && s->n_slots > 0) status = make_memory(s, ring.n_readers);
   if (status == MO_OK && s->n_slots > 0) status = start_readers(s);
   if (status != MO_OK) {
     mo_streamer_close(s);
@@ -129,20 +123,25 @@ void mo_streamer_close(mo_streamer *s) {
   pthread_mutex_lock(&s->lock);
   s->stop = true;
   pthread_cond_broadcast(&s->work);
+  pthread_cond_broadcast(&s->turn);
   pthread_mutex_unlock(&s->lock);
   for (int i = 0; i < s->n_started; i++) pthread_join(s->readers[i].thread, NULL);
-  for (int i = 0; i < 2 * s->n_readers; i++)
-    if (s->readers[i / 2].buffers[i % 2].memory)
-      s->backend->table->free_host(s->backend, s->readers[i / 2].buffers[i % 2].memory);
+  for (int i = 0; i < s->n_readers; i++) {
+    if (s->readers[i].memory) s->backend->table->free_host(s->backend, s->readers[i].memory);
+    free(s->readers[i].again);
+  }
   if (s->arena) s->backend->table->free(s->backend, s->arena);
   for (int64_t i = 0; i < s->n_slots; i++) mo_stage_weights_free(&s->slots[i].weights);
   pthread_mutex_destroy(&s->lock);
   pthread_cond_destroy(&s->work);
+  pthread_cond_destroy(&s->turn);
   pthread_cond_destroy(&s->arrived);
   free(s->readers);
   free(s->slots);
   free(s->filled);
+  free(s->pieces);
   free(s->pieces_done);
+  free(s->sums);
   free(s);
 }
 
@@ -181,6 +180,23 @@ static mo_status wait_for(mo_streamer *s, const slot *wanted, mo_status (*poll)(
   return MO_OK;
 }
 
+/* Compare what is in the arena with the files. */
+static mo_status verify(const mo_streamer *s, const slot *loaded) {
+  for (int64_t e = 0; s->sums && e < loaded->catalogue->n_entries; e++) {
+    const mo_entry *entry = &loaded->catalogue->entries[e];
+    const mo_tensor *t = entry->tensor;
+    uint64_t sum;
+    MO_TRY(s->backend->table->checksum(s->backend, s->arena + loaded->offset + entry->arena_offset, (size_t)t->bytes,
+                                       &sum));
+    if (sum != atomic_load(&s->sums[loaded->first_entry + e]))
+      return MO_FAIL(MO_FAILED,
+                     "tensor \"%s\" in memory differs from its bytes in file %s (engine.verify): run again, and check "
+                     "storage and memory if it stays so",
+                     t->name, mo_checkpoint_file(s->checkpoint, t->file));
+  }
+  return MO_OK;
+}
+
 mo_status mo_streamer_acquire(mo_streamer *s, int64_t stage, const mo_stage_weights **weights,
                               mo_status (*poll)(void *context), void *context) {
   *weights = NULL;
@@ -193,6 +209,7 @@ mo_status mo_streamer_acquire(mo_streamer *s, int64_t stage, const mo_stage_weig
   wanted->timing.wait_seconds += mo_stream_now() - start;
   pthread_mutex_unlock(&s->lock);
   MO_TRY(status);
+  MO_TRY(verify(s, wanted));
   MO_TRY(mo_stage_weights_build(&wanted->weights, s->spec, wanted->catalogue, s->arena + wanted->offset));
   pthread_mutex_lock(&s->lock);
   wanted->state = SLOT_HELD;
@@ -200,6 +217,18 @@ mo_status mo_streamer_acquire(mo_streamer *s, int64_t stage, const mo_stage_weig
   pthread_mutex_unlock(&s->lock);
   *weights = &wanted->weights;
   return MO_OK;
+}
+
+bool mo_streamer_ready(mo_streamer *s, int64_t stage) {
+  pthread_mutex_lock(&s->lock);
+  bool ready = s->status != MO_OK || s->acquired == s->n_slots || s->slots[s->acquired].stage != stage;
+  if (!ready) {
+    const slot *wanted = &s->slots[s->acquired];
+    ready = wanted->state == SLOT_READY ||
+            (wanted->state == SLOT_WAITING && mo_stream_room(s, wanted->catalogue->arena_bytes) < 0);
+  }
+  pthread_mutex_unlock(&s->lock);
+  return ready;
 }
 
 void mo_streamer_release(mo_streamer *s, int64_t stage) {
@@ -215,6 +244,13 @@ void mo_streamer_release(mo_streamer *s, int64_t stage) {
   pthread_mutex_unlock(&s->lock);
 }
 
+double mo_streamer_stalled(mo_streamer *s) {
+  pthread_mutex_lock(&s->lock);
+  double seconds = s->status == MO_OK && s->in_flight > 0 ? mo_stream_now() - s->moved : 0;
+  pthread_mutex_unlock(&s->lock);
+  return seconds;
+}
+
 mo_stream_timing mo_streamer_timing(const mo_streamer *s, int64_t stage) {
   for (int64_t i = 0; i < s->acquired; i++)
     if (s->slots[i].stage == stage) return s->slots[i].timing;
@@ -223,16 +259,25 @@ mo_stream_timing mo_streamer_timing(const mo_streamer *s, int64_t stage) {
 
 /* --- the accounting --- */
 
-static mo_status check_entry(const mo_streamer *s, int64_t index, const mo_tensor *tensor, int64_t *first_piece) {
-  int64_t filled = atomic_load(&s->filled[index]), pieces = mo_stream_pieces(s, tensor);
-  if (filled != tensor->bytes)
-    return MO_FAIL(MO_FAILED, "tensor \"%s\" was filled with %lld bytes instead of %lld: " MO_DEFECT, tensor->name,
-                   (long long)filled, (long long)tensor->bytes);
-  for (int64_t p = *first_piece; p < *first_piece + pieces; p++)
-    if (atomic_load(&s->pieces_done[p]) != 1)
-      return MO_FAIL(MO_FAILED, "piece %lld of tensor \"%s\" was loaded %d times: " MO_DEFECT,
-                     (long long)(p - *first_piece), tensor->name, (int)atomic_load(&s->pieces_done[p]));
-  *first_piece += pieces;
+static mo_status check_slot(const mo_streamer *s, const slot *owner) {
+  for (int64_t e = 0; e < owner->catalogue->n_entries; e++) {
+    const mo_tensor *tensor = owner->catalogue->entries[e].tensor;
+    int64_t filled = atomic_load(&s->filled[owner->first_entry + e]);
+    if (filled != tensor->bytes)
+      return MO_FAIL(MO_FAILED, "tensor \"%s\" was filled with %lld bytes instead of %lld: " MO_DEFECT, tensor->name,
+                     (long long)filled, (long long)tensor->bytes);
+  }
+  return MO_OK;
+}
+
+static mo_status check_pieces(const mo_streamer *s) {
+  for (int64_t i = 0; i < s->n_pieces; i++) {
+    const piece *p = &s->pieces[i];
+    if (atomic_load(&s->pieces_done[i]) != 1)
+      return MO_FAIL(MO_FAILED, "bytes %lld to %lld of file %s were loaded %d times: " MO_DEFECT,
+                     (long long)p->file_offset, (long long)(p->file_offset + p->bytes),
+                     mo_checkpoint_file(s->checkpoint, p->file), (int)atomic_load(&s->pieces_done[i]));
+  }
   return MO_OK;
 }
 
@@ -242,12 +287,10 @@ mo_status mo_streamer_check(const mo_streamer *s) {
   mo_status status = s->status;
   pthread_mutex_unlock(&unlocked->lock);
   MO_TRY(status);
-  int64_t piece_index = 0;
-  for (int64_t i = 0; i < s->n_slots; i++)
-    for (int64_t e = 0; e < s->slots[i].catalogue->n_entries; e++)
-      MO_TRY(check_entry(s, s->slots[i].first_entry + e, s->slots[i].catalogue->entries[e].tensor, &piece_index));
-  for (int i = 0; i < 2 * s->n_readers; i++) {
-    const staging *b = &s->readers[i / 2].buffers[i % 2];
+  for (int64_t i = 0; i < s->n_slots; i++) MO_TRY(check_slot(s, &s->slots[i]));
+  MO_TRY(check_pieces(s));
+  for (int i = 0; i < s->n_buffers * s->n_readers; i++) {
+    const staging *b = &s->readers[i / s->n_buffers].buffers[i % s->n_buffers];
     if (atomic_load(&b->state) != BUFFER_FREE || atomic_load(&b->begun) != atomic_load(&b->copied))
       return MO_FAIL(MO_FAILED, "staging buffer %d was filled %lld times and copied %lld times: " MO_DEFECT, i,
                      (long long)atomic_load(&b->begun), (long long)atomic_load(&b->copied));

@@ -25,6 +25,18 @@ typedef struct {
 } place;
 
 typedef struct {
+  int fd;
+  int64_t data_start;  /* of its data part in the file */
+  int64_t first_chunk; /* its chunks are consecutive */
+  int64_t n_chunks;
+} open_shard;
+
+typedef struct {
+  int64_t tensor;
+  int64_t first; /* byte of the tensor */
+} chunk;
+
+typedef struct {
   mo_model_spec spec;
   const char *directory;
   uint64_t seed;
@@ -102,54 +114,121 @@ static char *shard_header(const synth *s, int shard) {
   return header;
 }
 
-/* Bytes first and on of tensor i. */
-static mo_status write_chunk(const synth *s, int64_t i, int64_t first, int fd, int64_t data_start, const char *path) {
-  int64_t left = s->tensors[i].bytes - first, n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
-  void *values = mo_alloc((size_t)n, 1);
-  if (!values) return MO_FAILED;
-  mo_random_fill(&s->tensors[i], first, n, values);
-  mo_status status = write_at(fd, values, n, data_start + s->places[i].offset + first, path);
-  free(values);
-  return status;
-}
-
-/* All tensors of a shard, chunk by chunk on all cores. */
-static mo_status write_tensors(const synth *s, int shard, int fd, int64_t data_start, const char *path) {
-  mo_status status = MO_OK;
-#pragma omp parallel
-#pragma omp single
-  for (int64_t i = 0; i < s->n_tensors; i++) {
-    int64_t bytes = s->places[i].shard == shard ? s->tensors[i].bytes : 0;
-    for (int64_t first = 0; first < bytes; first += CHUNK_BYTES) {
-#pragma omp task firstprivate(i, first) shared(status)
-      {
-        mo_status written = write_chunk(s, i, first, fd, data_start, path);
-        if (written != MO_OK) {
-#pragma omp critical
-          status = written;
-        }
-      }
-    }
-  }
-  return status;
-}
-
-static mo_status write_shard(const synth *s, int shard) {
+/* Create a shard's file and write its header; the file exists only if *fd >= 0. */
+static mo_status begin_shard(const synth *s, int shard, open_shard *out) {
   char name[64], path[4096];
   shard_name(s, shard, name, sizeof name);
   MO_TRY(full_path(s, name, path, sizeof path));
   char *header = shard_header(s, shard);
   if (!header) return MO_FAIL(MO_FAILED, "out of memory (%s): use a larger machine", path);
   int64_t length = (int64_t)strlen(header);
-  int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  mo_status status = fd < 0 ? write_failed(path) : MO_OK;
-  if (status == MO_OK) status = write_at(fd, &length, 8, 0, path);
-  if (status == MO_OK) status = write_at(fd, header, length, 8, path);
-  if (status == MO_OK) status = write_tensors(s, shard, fd, 8 + length, path);
-  if (fd >= 0 && close(fd) != 0 && status == MO_OK) status = write_failed(path);
-  if (fd >= 0 && status != MO_OK) unlink(path);
+  out->data_start = 8 + length;
+  out->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  mo_status status = out->fd < 0 ? write_failed(path) : MO_OK;
+  if (status == MO_OK) status = write_at(out->fd, &length, 8, 0, path);
+  if (status == MO_OK) status = write_at(out->fd, header, length, 8, path);
   free(header);
   return status;
+}
+
+/* Close the shards that are open; without `keep` remove them too. */
+static mo_status end_shards(const synth *s, open_shard *shards, bool keep) {
+  mo_status status = MO_OK;
+  for (int shard = 0; shard < s->n_shards; shard++) {
+    char name[64], path[4096];
+    if (shards[shard].fd < 0) continue;
+    shard_name(s, shard, name, sizeof name);
+    if (full_path(s, name, path, sizeof path) != MO_OK) continue; /* it had room when the file was created */
+    if (close(shards[shard].fd) != 0 && keep) status = write_failed(path);
+    if (!keep) unlink(path);
+  }
+  return status;
+}
+
+/* All chunks, in the order of the tensors; malloc'ed. *n_longest: chunks of the shard with the most. */
+static chunk *list_chunks(const synth *s, open_shard *shards, int64_t *n_longest) {
+  int64_t n = 0, at = 0;
+  *n_longest = 0;
+  for (int64_t i = 0; i < s->n_tensors; i++) n += (s->tensors[i].bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
+  chunk *chunks = mo_alloc((size_t)n, sizeof *chunks);
+  for (int64_t i = 0; chunks && i < s->n_tensors; i++) {
+    open_shard *shard = shards + s->places[i].shard;
+    if (shard->n_chunks == 0) shard->first_chunk = at;
+    for (int64_t first = 0; first < s->tensors[i].bytes; first += CHUNK_BYTES) {
+      chunks[at++] = (chunk){i, first};
+      shard->n_chunks++;
+    }
+    if (shard->n_chunks > *n_longest) *n_longest = shard->n_chunks;
+  }
+  return chunks;
+}
+
+static mo_status write_chunk(const synth *s, const open_shard *shards, const chunk *c, void *buffer) {
+  const mo_random_tensor *tensor = s->tensors + c->tensor;
+  const place *where = s->places + c->tensor;
+  int64_t left = tensor->bytes - c->first, n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+  char name[64], path[4096];
+  shard_name(s, where->shard, name, sizeof name);
+  MO_TRY(full_path(s, name, path, sizeof path));
+  mo_random_fill(tensor, c->first, n, buffer);
+  const open_shard *shard = shards + where->shard;
+  return write_at(shard->fd, buffer, n, shard->data_start + where->offset + c->first, path);
+}
+
+/* All chunks on all cores, one of each shard in turn: the kernel lets one thread at a time write to a file. */
+static mo_status write_chunks(const synth *s, const open_shard *shards, const chunk *chunks, int64_t n_longest) {
+  mo_status status = MO_OK;
+  bool failed = false;
+#pragma omp parallel
+  {
+    void *buffer = mo_alloc(CHUNK_BYTES, 1);
+    mo_status mine = buffer ? MO_OK : MO_FAILED;
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < n_longest * s->n_shards; i++) {
+      const open_shard *shard = shards + i % s->n_shards;
+      int64_t k = i / s->n_shards;
+      bool stop;
+#pragma omp atomic read
+      stop = failed;
+      if (mine == MO_OK && !stop && k < shard->n_chunks)
+        mine = write_chunk(s, shards, chunks + shard->first_chunk + k, buffer);
+      if (mine != MO_OK) {
+#pragma omp atomic write
+        failed = true;
+      }
+    }
+    if (mine != MO_OK) {
+#pragma omp critical
+      status = mine;
+    }
+    free(buffer);
+  }
+  return status;
+}
+
+/* After all of them were made here. */
+static void remove_files(const synth *s) {
+  for (int file = 0; file <= s->n_shards; file++) {
+    char name[64] = INDEX_NAME, path[4096];
+    if (file < s->n_shards) shard_name(s, file, name, sizeof name);
+    if (full_path(s, name, path, sizeof path) == MO_OK) unlink(path);
+  }
+}
+
+static mo_status write_shards(const synth *s) {
+  open_shard *shards = mo_alloc((size_t)s->n_shards, sizeof *shards);
+  if (!shards) return MO_FAILED;
+  for (int shard = 0; shard < s->n_shards; shard++) shards[shard].fd = -1;
+  mo_status status = MO_OK;
+  for (int shard = 0; shard < s->n_shards && status == MO_OK; shard++) status = begin_shard(s, shard, shards + shard);
+  int64_t n_longest;
+  chunk *chunks = list_chunks(s, shards, &n_longest);
+  if (status == MO_OK) status = chunks ? write_chunks(s, shards, chunks, n_longest) : MO_FAILED;
+  mo_status closed = end_shards(s, shards, status == MO_OK);
+  if (status == MO_OK && closed != MO_OK) remove_files(s);
+  free(chunks);
+  free(shards);
+  return status == MO_OK ? closed : status;
 }
 
 static mo_status write_json(const synth *s, const char *name, json_t *json) {
@@ -227,16 +306,10 @@ static mo_status prepare_folder(const synth *s) {
 }
 
 static mo_status write_checkpoint(const synth *s, json_t *config) {
-  int shard = 0;
-  mo_status status = MO_OK;
-  while (shard < s->n_shards && (status = write_shard(s, shard)) == MO_OK) shard++;
-  if (status == MO_OK && s->n_shards > 1) status = write_index(s);
+  MO_TRY(write_shards(s));
+  mo_status status = s->n_shards > 1 ? write_index(s) : MO_OK;
   if (status == MO_OK) status = write_json(s, "config.json", json_incref(config));
-  for (int done = 0; status != MO_OK && done <= shard; done++) {
-    char name[64] = INDEX_NAME, path[4096];
-    if (done < shard) shard_name(s, done, name, sizeof name);
-    if (full_path(s, name, path, sizeof path) == MO_OK) unlink(path);
-  }
+  if (status != MO_OK) remove_files(s);
   return status;
 }
 
