@@ -24,15 +24,15 @@ typedef struct {
 
 /* What a backend reduces at one site for one micro-batch; host memory of the backend, valid until its next call. */
 typedef struct {
-  int64_t n_sequences; /* B */
-  int64_t rows;        /* B*S: token rows really seen (accounting) */
-  int32_t *count;      /* [B, H] outlier values */
-  int32_t *positive;   /* [B, H] of them > 0 */
-  float *min, *max;    /* [B, H] smallest and largest outlier value (signed); undefined where count = 0 */
-  double *sum_abs;     /* [B, H] sum of |x| over the outlier values, in position order */
-  double *sum;         /* [B] sum of all S*H values: per token over h, then over tokens */
-  double *sum_squares; /* [B] likewise of x^2 */
-  float *max_abs;      /* [B] largest |x| of all values */
+  int64_t n_sequences;  /* B */
+  int64_t rows;         /* B*S: token rows really seen (accounting) */
+  int32_t *count;       /* [B, H] outlier values */
+  int32_t *positive;    /* [B, H] of them > 0 */
+  float *min, *max;     /* [B, H] smallest and largest outlier value (signed); undefined where count = 0 */
+  double *sum_abs;      /* [B, H] sum of |x| over the outlier values, in position order */
+  double *sum;          /* [B] sum of all S*H values: per token over h, then over tokens */
+  double *sum_squares;  /* [B] likewise of x^2 */
+  float *max_abs;       /* [B] largest |x| of all values */
   mo_outlier *outliers; /* [n_outliers] every outlier value, any order */
   int64_t n_outliers;
 } mo_site_statistics;
@@ -104,6 +104,9 @@ typedef struct mo_accumulator mo_accumulator;
  * position, feature), the sites' rows, and 12 bytes per distinct outlier value of a feature. */
 MO_CHECKED mo_status mo_accumulator_new(mo_accumulator **accumulator, const mo_analysis_shape *shape);
 void mo_accumulator_free(mo_accumulator *accumulator);
+/* Bytes that an accumulator of this shape takes, if at most an eighth of the (sequence, feature) pairs of each site have an
+ * outlier value. Models have far fewer; more of them take more. */
+int64_t mo_accumulator_bytes(const mo_analysis_shape *shape);
 
 /* Add one micro-batch at one site. first_sequence: place of its first sequence in the batch. A site's micro-batches
  * may come in any order, each exactly once. Exact: integer counts, maxima, and sums kept per sequence. A sequence added
@@ -112,9 +115,11 @@ void mo_accumulator_free(mo_accumulator *accumulator);
 MO_CHECKED mo_status mo_accumulator_add(mo_accumulator *accumulator, int64_t layer, mo_site site,
                                         int64_t first_sequence, const mo_site_statistics *statistics);
 
-/* Bitmap of positions hit at any site of this rank: bit s % 64 of word [n, h, s / 64] of [N, H, ceil(S/64)]. The
- * backend's bits are or-ed in, once, when the rank's layers are done. words: [N, H, ceil(S/64)], host. */
-void mo_accumulator_add_positions(mo_accumulator *accumulator, const uint64_t *words);
+/* Positions of sequences first_sequence.. that were hit at any of some sites: bit s % 64 of word [b, h, s / 64] of
+ * [B, H, ceil(S/64)], host. Or-ed in, in any order, as often as one likes. Sequences out of range make mo_analysis_reduce
+ * fail. */
+void mo_accumulator_add_positions(mo_accumulator *accumulator, int64_t first_sequence, int64_t n_sequences,
+                                  const uint64_t *words);
 
 /* Tokens sent to each expert of a layer by one micro-batch: counts [E]. A layer out of range makes mo_analysis_reduce
  * fail. */
@@ -140,9 +145,9 @@ typedef struct {
   mo_site_summary *sites; /* [2L] */
   int64_t n_sites;
   mo_summary summary;
-  float *nll;                 /* [N, S-1], NULL if no rank added any */
-  double perplexity;          /* exp(mean nll), NaN without nll or with S = 1 */
-  uint64_t *expert_tokens;    /* [L, E], NULL if E = 0 */
+  float *nll;              /* [N, S-1], NULL if no rank added any */
+  double perplexity;       /* exp(mean nll), NaN without nll or with S = 1 */
+  uint64_t *expert_tokens; /* [L, E], NULL if E = 0 */
 } mo_analysis;
 
 /* Reduce all ranks' sums and make the tables. Collective. The result does not depend on the number of ranks nor on

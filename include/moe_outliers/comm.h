@@ -2,7 +2,10 @@
  *
  * Failure protocol: a rank that fails tells all others (mo_comm_raise); every wait polls for such a notice and then
  * returns MO_PEER_FAILED, so that all ranks unwind to mo_comm_agree, where the lowest failing rank is chosen to print.
- * A rank that does not arrive there in time is ended by mo_comm_abort. */
+ * A rank that does not arrive there in time is ended by mo_comm_abort.
+ *
+ * A request to stop (SIGTERM, SIGUSR1) passes in the same way: the rank that got the signal tells the others, and the waits of
+ * all of them end with MO_STOPPED. It is no failure: nobody is ended, and a failure outweighs it. */
 #ifndef MOE_OUTLIERS_COMM_H
 #define MOE_OUTLIERS_COMM_H
 
@@ -28,19 +31,28 @@ int mo_comm_local_rank(const mo_comm *comm); /* this rank's place among them */
 
 /* Tell every other rank that this one failed. Local, returns at once, safe to repeat. */
 void mo_comm_raise(mo_comm *comm);
-/* MO_PEER_FAILED if another rank raised. Local, cheap: called between operations and in every wait. */
+/* MO_PEER_FAILED if another rank raised; MO_STOPPED if any was asked to stop. Local, cheap: called between operations and in
+ * every wait. */
 MO_CHECKED mo_status mo_comm_poll(mo_comm *comm);
 
-/* The worst code of all ranks, the same on every rank. Collective, also for ranks that failed or saw a peer fail.
+/* Whether requests to stop count; at first they don't. A request that comes while they don't counts later. Turned off only
+ * right after an agreement, so that no rank can still be stopped where the others are not. Local. */
+void mo_comm_heed_stop(mo_comm *comm, bool heed);
+/* The signal with which a rank was asked to stop, 0 if none that counted. */
+int mo_comm_stop_signal(const mo_comm *comm);
+
+/* The worst code of all ranks (OK, stopped, failed), the same on every rank. Collective, also for ranks that failed or saw a peer fail.
  * *speaker: true on the one rank that prints. Ranks that don't arrive within the deadline end in mo_comm_abort. */
 mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker);
 
-/* End of a phase on every rank: this rank's own status if it failed, MO_PEER_FAILED if only others did, else MO_OK.
+/* End of a phase on every rank: this rank's own status if it failed, MO_PEER_FAILED if only others did, MO_STOPPED if any
+ * stopped and none failed, else MO_OK.
  * Collective, like mo_comm_agree. */
 MO_CHECKED mo_status mo_comm_join(mo_comm *comm, mo_status status);
 
-/* End all ranks at once with exit status 1; prints `message` (may be NULL) as the one error line. Does not return. */
-void mo_comm_abort(mo_comm *comm, const char *message) __attribute__((noreturn));
+/* End all ranks at once with the exit status of `status` (2 for MO_INVALID, else 1); prints `message` (may be NULL) as the one
+ * error line. Does not return. */
+void mo_comm_abort(mo_comm *comm, mo_status status, const char *message) __attribute__((noreturn));
 
 /* In-place element-wise reduction over all ranks, result on every rank. Collective. */
 MO_CHECKED mo_status mo_comm_allreduce(mo_comm *comm, void *data, size_t count, mo_reduce operation);

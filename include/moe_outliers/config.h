@@ -36,19 +36,26 @@ typedef struct {
   struct {
     mo_device_choice device;
     mo_precision precision;
-    double device_memory_gb;     /* GB = 1e9 bytes; 0 = choose */
-    int64_t micro_batch;         /* sequences; 0 = choose */
+    double device_memory_gb; /* GB = 1e9 bytes; 0 = choose */
+    double host_memory_gb;   /* of staging buffers where the device has its own memory; 0 = choose */
+    int64_t micro_batch;     /* sequences; 0 = choose */
     mo_partition_kind partition;
-    int64_t readers;             /* reader threads per rank; 0 = choose */
-    int64_t threads;             /* compute threads per rank; 0 = choose */
+    int64_t readers;           /* reader threads per rank; 0 = choose */
+    int64_t threads;           /* compute threads per rank; 0 = choose */
+    bool verify;               /* compare weights in memory with a second read of the files */
+    double checkpoint_seconds; /* a rank saves what it needs to go on this often; 0 = after every layer */
   } engine;
   struct {
     char *path;
-    bool all_activations;    /* activations = "all" */
-    int64_t *activations;    /* layer numbers whose site tensors are stored, sorted, distinct */
+    bool all_activations; /* activations = "all" */
+    int64_t *activations; /* layer numbers whose site tensors are stored, sorted, distinct */
     int64_t n_activations;
     bool overwrite;
   } output;
+  struct {
+    char *gpu_filter; /* part of the GPU's name, "" if not given */
+    double max_price; /* dollars per hour; 0 = not given */
+  } deployment;
   char *text;      /* the config as run: libconfig text after overrides, for the result file */
   char *directory; /* folder of the config file (without trailing slash), for messages */
 } mo_config;
@@ -70,8 +77,8 @@ void mo_config_free(mo_config *config);
 /* Every key with its default and one line of help, for --help. Caller frees; NULL if out of memory. */
 char *mo_config_help(void);
 
-const char *mo_precision_name(mo_precision precision);         /* "bf16", "fp32" */
-const char *mo_device_choice_name(mo_device_choice device);    /* "auto", "cpu", "cuda", "check" */
-const char *mo_partition_name(mo_partition_kind partition);    /* "auto", "contiguous", "interleaved" */
+const char *mo_precision_name(mo_precision precision);      /* "bf16", "fp32" */
+const char *mo_device_choice_name(mo_device_choice device); /* "auto", "cpu", "cuda", "check" */
+const char *mo_partition_name(mo_partition_kind partition); /* "auto", "contiguous", "interleaved" */
 
 #endif

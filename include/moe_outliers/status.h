@@ -17,6 +17,7 @@ typedef enum {
   MO_FAILED = 1,      /* failed while running; also the exit status */
   MO_INVALID = 2,     /* wrong usage, config or input: nothing was started, nothing written; also the exit status */
   MO_PEER_FAILED = 3, /* another rank failed and reports it: unwind silently, exit status 1 */
+  MO_STOPPED = 4,     /* asked to stop, on this rank or another: what is done is saved; exit status 75 (try again) */
 } mo_status;
 
 #define MO_CHECKED __attribute__((warn_unused_result))
@@ -30,17 +31,17 @@ mo_status mo_error_set(mo_status code, const char *file, int line, const char *f
 #define MO_FAIL(code, ...) mo_error_set((code), __FILE__, __LINE__, __VA_ARGS__)
 
 /* Pass a failure up. */
-#define MO_TRY(expression)                          \
-  do {                                              \
-    mo_status mo_try_status_ = (expression);        \
+#define MO_TRY(expression)                              \
+  do {                                                  \
+    mo_status mo_try_status_ = (expression);            \
     if (mo_try_status_ != MO_OK) return mo_try_status_; \
   } while (0)
 
 /* Pass a failure up through a cleanup label: `status` holds the code there. */
-#define MO_TRY_TO(label, expression)             \
-  do {                                           \
-    status = (expression);                       \
-    if (status != MO_OK) goto label;             \
+#define MO_TRY_TO(label, expression) \
+  do {                               \
+    status = (expression);           \
+    if (status != MO_OK) goto label; \
   } while (0)
 
 /* The recorded line without a newline, "" if none. Valid until mo_error_clear. */

@@ -65,6 +65,13 @@ void mo_accumulator_free(mo_accumulator *accumulator) {
   free(accumulator);
 }
 
+int64_t mo_accumulator_bytes(const mo_analysis_shape *shape) {
+  const int64_t row = (int64_t)sizeof(mo_site_row) * 2; /* lists double, and values are kept beside the rows */
+  int64_t sites = 2 * shape->n_layers, N = shape->n_sequences;
+  return sites * N * (8 + MO_N_MOMENTS * 8) + N * shape->hidden * mo_position_words(shape) * 8 +
+         shape->n_layers * shape->n_experts * 8 + N * shape->length * 4 + sites * N * shape->hidden / 8 * row;
+}
+
 static mo_status check_layer_number(const mo_accumulator *accumulator, int64_t layer) {
   if (layer >= 0 && layer < accumulator->shape.n_layers) return MO_OK;
   return MO_FAIL(MO_FAILED, "layer %lld is not in 0..%lld (analysis): report this as a bug", (long long)layer,
@@ -151,10 +158,16 @@ mo_status mo_accumulator_add(mo_accumulator *accumulator, int64_t layer, mo_site
   return MO_OK;
 }
 
-void mo_accumulator_add_positions(mo_accumulator *accumulator, const uint64_t *words) {
+void mo_accumulator_add_positions(mo_accumulator *accumulator, int64_t first_sequence, int64_t n_sequences,
+                                  const uint64_t *words) {
   const mo_analysis_shape *shape = &accumulator->shape;
-  int64_t n = shape->n_sequences * shape->hidden * mo_position_words(shape);
-  for (int64_t i = 0; i < n; i++) accumulator->positions[i] |= words[i];
+  if (check_sequences(accumulator, first_sequence, n_sequences, "positions") != MO_OK) {
+    accumulator->fault = MO_FAILED;
+    return;
+  }
+  int64_t of_one = shape->hidden * mo_position_words(shape), n = n_sequences * of_one;
+  uint64_t *positions = accumulator->positions + first_sequence * of_one;
+  for (int64_t i = 0; i < n; i++) positions[i] |= words[i];
 }
 
 void mo_accumulator_add_routing(mo_accumulator *accumulator, int64_t layer, const int64_t *counts) {

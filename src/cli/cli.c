@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sysexits.h>
 
 static const struct {
   const char *name;
@@ -39,7 +40,18 @@ void mo_cli_print_error(void) {
     fprintf(stderr, "moe-outliers: error: %s\n", message);
 }
 
-int mo_cli_exit_status(mo_status status) { return status == MO_OK ? 0 : status == MO_INVALID ? 2 : 1; }
+int mo_cli_exit_status(mo_status status) {
+  switch (status) {
+    case MO_OK:
+      return 0;
+    case MO_INVALID:
+      return 2;
+    case MO_STOPPED:
+      return EX_TEMPFAIL;
+    default:
+      return 1;
+  }
+}
 
 int mo_cli_finish(mo_status status) {
   errno = 0;
@@ -53,10 +65,13 @@ int mo_cli_finish(mo_status status) {
 }
 
 int mo_cli_finish_together(mo_comm *comm, mo_status status) {
-  if (status != MO_OK) mo_comm_raise(comm);
+  if (status != MO_OK && status != MO_STOPPED) mo_comm_raise(comm);
   bool speaker = false;
   status = mo_comm_agree(comm, status, &speaker);
-  if (status != MO_OK && speaker) mo_cli_print_error();
+  if (status == MO_STOPPED && speaker)
+    fprintf(stderr, "moe-outliers: %s\n", mo_error_message());
+  else if (status != MO_OK && speaker)
+    mo_cli_print_error();
   mo_comm_close(comm);
   return mo_cli_exit_status(status);
 }

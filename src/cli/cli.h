@@ -1,7 +1,7 @@
 /* The command line: arguments to calls and errors to exit statuses; no engine code.
  *
  * A command takes the arguments from its own name on and returns the exit status: 0 done, 1 failed while running, 2
- * wrong usage, config or input. Results go to stdout, one error line to stderr. */
+ * wrong usage, config or input, 75 stopped by a signal with its work saved. Results go to stdout, one error line to stderr. */
 #ifndef MO_CLI_H
 #define MO_CLI_H
 

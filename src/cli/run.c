@@ -1,4 +1,4 @@
-/* moe-outliers run CONFIG [-v] [-s key=value]... */
+/* moe-outliers run CONFIG [-v] [--fresh] [-s key=value]... */
 #include "cli.h"
 #include "moe_outliers/comm.h"
 #include "moe_outliers/config.h"
@@ -7,11 +7,13 @@
 typedef struct {
   const char *config;
   mo_cli_overrides overrides;
-  bool verbose, help;
+  mo_run_options options;
+  bool help;
 } run_arguments;
 
-enum { SET = 1, VERBOSE };
-static const mo_cli_option OPTIONS[] = {{SET, "set", 's', "section.key=value"}, {VERBOSE, "verbose", 'v', NULL}};
+enum { SET = 1, VERBOSE, FRESH };
+static const mo_cli_option OPTIONS[] = {
+    {SET, "set", 's', "section.key=value"}, {VERBOSE, "verbose", 'v', NULL}, {FRESH, "fresh", 0, NULL}};
 
 static mo_status parse(run_arguments *run, int argc, char **argv) {
   mo_cli_arguments arguments = MO_CLI_ARGUMENTS(argc, argv, OPTIONS);
@@ -21,7 +23,8 @@ static mo_status parse(run_arguments *run, int argc, char **argv) {
     if (event == MO_CLI_HELP) run->help = true;
     if (event == MO_CLI_HELP) return MO_OK;
     if (event == MO_CLI_END) break;
-    if (event == VERBOSE) run->verbose = true;
+    if (event == VERBOSE) run->options.verbose = true;
+    if (event == FRESH) run->options.fresh = true;
     if (event == SET) MO_TRY(mo_cli_overrides_add(&run->overrides, arguments.value));
     if (event == MO_CLI_OPERAND) MO_TRY(mo_cli_only_operand(&arguments, "config file", &run->config));
   }
@@ -31,7 +34,7 @@ static mo_status parse(run_arguments *run, int argc, char **argv) {
 static mo_status run_config(const run_arguments *run, mo_comm *comm) {
   mo_config config;
   MO_TRY(mo_config_read(&config, run->config, run->overrides.texts, run->overrides.n, true));
-  mo_status status = mo_run(&config, comm, run->verbose);
+  mo_status status = mo_run(&config, comm, &run->options);
   mo_config_free(&config);
   return status;
 }

@@ -114,6 +114,7 @@ void mo_config_free(mo_config *config) {
   free(config->data.tokens);
   free(config->output.path);
   free(config->output.activations);
+  free(config->deployment.gpu_filter);
   free(config->text);
   free(config->directory);
   memset(config, 0, sizeof *config);

@@ -9,14 +9,18 @@
 #include <unistd.h>
 
 #include "pipeline/comm_mpi.h"
+#include "pipeline/signals.h"
 
-enum { TAG_FAILURE = 1 };
+enum { TAG_FAILURE = 1, TAG_STOP };
 static const double agreement_seconds = 4; /* for the others to arrive once a failure is known */
+static const double witness_seconds = 1;   /* longer waits a rank that cannot say what failed */
 
 struct mo_comm {
   MPI_Comm world, control; /* control: failure notices and agreements, apart from data */
   int rank, size, local_rank, local_size, tag_limit;
   bool raised, peer_failed;
+  bool heeds_stop;
+  int stop; /* the signal with which a rank was asked to stop */
 };
 
 struct mo_message {
@@ -82,7 +86,7 @@ mo_status mo_comm_open(mo_comm **comm, int *argc, char ***argv) {
 
 void mo_comm_close(mo_comm *comm) {
   if (!comm) return;
-  if (!comm->raised && !comm->peer_failed) { /* after a failure messages may still be under way */
+  if (!comm->raised && !comm->peer_failed && !comm->stop) { /* else messages may still be under way */
     MPI_Comm_free(&comm->world);
     MPI_Comm_free(&comm->control);
   }
@@ -96,15 +100,38 @@ int mo_comm_local_size(const mo_comm *comm) { return comm->local_size; }
 int mo_comm_local_rank(const mo_comm *comm) { return comm->local_rank; }
 MPI_Comm mo_comm_mpi(const mo_comm *comm) { return comm->world; }
 
-void mo_comm_raise(mo_comm *comm) {
-  static int notice; /* must outlive the sends */
-  if (comm->raised) return;
-  comm->raised = true;
+/* notice: must outlive the sends. */
+static void tell_others(mo_comm *comm, int tag, const int *notice) {
   for (int rank = 0; rank < comm->size; rank++) {
     MPI_Request request;
-    if (rank != comm->rank && MPI_Isend(&notice, 1, MPI_INT, rank, TAG_FAILURE, comm->control, &request) == MPI_SUCCESS)
+    if (rank != comm->rank && MPI_Isend(notice, 1, MPI_INT, rank, tag, comm->control, &request) == MPI_SUCCESS)
       MPI_Request_free(&request);
   }
+}
+
+void mo_comm_raise(mo_comm *comm) {
+  static const int nothing;
+  if (comm->raised) return;
+  comm->raised = true;
+  tell_others(comm, TAG_FAILURE, &nothing);
+}
+
+void mo_comm_heed_stop(mo_comm *comm, bool heed) { comm->heeds_stop = heed; }
+int mo_comm_stop_signal(const mo_comm *comm) { return comm->stop; }
+
+static mo_status poll_stop(mo_comm *comm) {
+  static int notice;
+  int found = 0;
+  if (comm->stop || !comm->heeds_stop) return comm->stop && comm->heeds_stop ? MO_STOPPED : MO_OK;
+  if ((notice = mo_signals_received())) {
+    comm->stop = notice;
+    tell_others(comm, TAG_STOP, &notice);
+  } else if (comm->size > 1) {
+    MPI_Status from;
+    MO_MPI(MPI_Iprobe(MPI_ANY_SOURCE, TAG_STOP, comm->control, &found, &from));
+    if (found) MO_MPI(MPI_Recv(&comm->stop, 1, MPI_INT, from.MPI_SOURCE, TAG_STOP, comm->control, MPI_STATUS_IGNORE));
+  }
+  return comm->stop ? MO_STOPPED : MO_OK;
 }
 
 mo_status mo_comm_poll(mo_comm *comm) {
@@ -118,7 +145,7 @@ mo_status mo_comm_poll(mo_comm *comm) {
       comm->peer_failed = true;
     }
   }
-  return comm->peer_failed ? MO_PEER_FAILED : MO_OK;
+  return comm->peer_failed ? MO_PEER_FAILED : poll_stop(comm);
 }
 
 /* Wait for a request of a collective or a message; a peer's failure ends the wait and abandons the request. */
@@ -134,42 +161,47 @@ static mo_status wait_for(mo_comm *comm, MPI_Request *request) {
 
 /* How bad a status is, for the choice of the one that is reported. */
 static int64_t severity(mo_status status) {
-  return status == MO_OK ? 0 : status == MO_PEER_FAILED ? 1 : status == MO_INVALID ? 2 : 3;
+  return status == MO_OK ? 0 : status == MO_STOPPED ? 1 : status == MO_PEER_FAILED ? 2 : status == MO_INVALID ? 3 : 4;
 }
+
+static bool is_failure(mo_status status) { return severity(status) > severity(MO_STOPPED); }
 
 mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker) {
   int64_t mine = severity(status) << 32 | (int64_t)(comm->size - comm->rank), worst = mine;
-  if (status != MO_OK && status != MO_PEER_FAILED) mo_comm_raise(comm);
+  bool speaks = is_failure(status) && status != MO_PEER_FAILED; /* knows what failed */
+  if (speaks) mo_comm_raise(comm);
   MPI_Request request;
   if (MPI_Iallreduce(&mine, &worst, 1, MPI_INT64_T, MPI_MAX, comm->control, &request) != MPI_SUCCESS)
-    mo_comm_abort(comm,
-                  status != MO_OK ? mo_error_message() : "MPI: agreement failed (mo_comm_agree): check the network");
+    mo_comm_abort(comm, status,
+                  speaks ? mo_error_message() : "MPI: agreement failed (mo_comm_agree): check the network");
   double deadline = 0;
   for (int round = 0, done = 0; !done; round++) {
-    if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) mo_comm_abort(comm, mo_error_message());
-    if (status == MO_OK && mo_comm_poll(comm) == MO_OK) {
+    if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) mo_comm_abort(comm, status, mo_error_message());
+    if (!is_failure(status) && !is_failure(mo_comm_poll(comm))) {
       back_off(round);
       continue;
     }
-    if (deadline == 0) deadline = now() + agreement_seconds;
-    if (!done && now() > deadline) mo_comm_abort(comm, severity(status) >= 2 ? mo_error_message() : NULL);
+    if (deadline == 0) deadline = now() + agreement_seconds + (speaks ? 0 : witness_seconds);
+    if (!done && now() > deadline) mo_comm_abort(comm, status, speaks ? mo_error_message() : NULL);
     back_off(round);
   }
-  static const mo_status by_severity[] = {MO_OK, MO_PEER_FAILED, MO_INVALID, MO_FAILED};
+  static const mo_status by_severity[] = {MO_OK, MO_STOPPED, MO_PEER_FAILED, MO_INVALID, MO_FAILED};
   if (speaker) *speaker = worst == mine;
   return by_severity[worst >> 32];
 }
 
 mo_status mo_comm_join(mo_comm *comm, mo_status status) {
   mo_status worst = mo_comm_agree(comm, status, NULL);
-  return status != MO_OK ? status : worst != MO_OK ? MO_PEER_FAILED : MO_OK;
+  if (is_failure(status) || !is_failure(worst)) return is_failure(status) ? status : worst;
+  return MO_PEER_FAILED;
 }
 
-void mo_comm_abort(mo_comm *comm, const char *message) {
+void mo_comm_abort(mo_comm *comm, mo_status status, const char *message) {
+  int exit_status = status == MO_INVALID ? MO_INVALID : MO_FAILED;
   if (message) fprintf(stderr, "moe-outliers: error: %s\n", message);
   fflush(NULL);
-  MPI_Abort(comm ? comm->world : MPI_COMM_WORLD, MO_FAILED);
-  _exit(MO_FAILED);
+  MPI_Abort(comm ? comm->world : MPI_COMM_WORLD, exit_status);
+  _exit(exit_status);
 }
 
 static void reduce_types(mo_reduce operation, MPI_Datatype *type, MPI_Op *op, size_t *size) {

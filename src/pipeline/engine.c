@@ -1,13 +1,21 @@
-/* One rank's loop: for each of its blocks, for each micro-batch: receive, compute the block's stages, send.
+/* One rank's loop: for each of its blocks, compute the tasks (stage, micro-batch) as the schedule picks them.
  *
- * The residual stream of all sequences stays in backend memory; weights come through the streamer, a block's stages are held
- * until the last micro-batch has passed them. Rows come and go through the transport, which overlaps them with compute. */
+ * The residual stream of all sequences stays in backend memory; weights come through the streamer, a stage's are held
+ * until the last micro-batch has passed it. Rows come and go through the transport, which overlaps them with compute.
+ * The recorder keeps on disk what another run needs to go on. Nothing here depends on the order of the tasks but the
+ * time. */
 #include "pipeline/engine.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "pipeline/resume_recorder.h"
+#include "pipeline/run_plan.h"
+#include "pipeline/schedule.h"
 #include "pipeline/transport.h"
+
+static const double task_seconds = 2; /* that a task may still take when the run is asked to stop */
 
 typedef struct {
   const mo_engine_job *job;
@@ -16,190 +24,304 @@ typedef struct {
   mo_workspace *workspace;
   void *x; /* [N, S, H] residual stream */
   mo_transport *transport;
-  mo_transport_rows *rows;          /* [n_micro] parts of x */
-  uint64_t *positions;              /* backend memory [N, H, ceil(S/64)] */
-  float *site_host, *nll;           /* host [B, S, H] for stored activations; [B, S-1] */
-  const mo_stage_weights **weights; /* [n_stages] of the current block */
+  mo_transport_rows *rows; /* [n_micro] parts of x */
+  mo_schedule schedule;    /* of the current block */
+  mo_recorder *recorder;
+  float *nll;                       /* host [B, S-1] */
+  const mo_stage_weights **weights; /* [n_stages] of the stages that are held */
+  int64_t acquired;                 /* the current block's stages below it have been acquired */
+  mo_timing_row *timing;            /* [n_stages] by stage, without the streamer's part */
   mo_progress progress;
-  int64_t micro; /* the micro-batch under way */
+  int64_t micro;   /* the micro-batch under way */
+  mo_site site;    /* whose statistics are under way */
+  double idle;     /* seconds without a task since the last one */
+  double stopping; /* when the request to stop was first seen, 0: not yet */
 } engine;
 
 static int64_t first_sequence(const mo_plan *plan, int64_t micro) { return micro * plan->micro_batch; }
-
-static int64_t batch_of(const mo_plan *plan, int64_t micro) {
-  int64_t left = plan->n_sequences - first_sequence(plan, micro);
-  return left < plan->micro_batch ? left : plan->micro_batch;
-}
 
 static int64_t values_of(const engine *e, int64_t sequences) {
   return sequences * e->job->plan->length * e->job->spec->hidden;
 }
 
-static bool is_stored(const mo_config *config, int64_t layer) {
-  if (config->output.all_activations) return true;
-  for (int64_t i = 0; i < config->output.n_activations; i++)
-    if (config->output.activations[i] == layer) return true;
-  return false;
+/* While weights are waited for. */
+static mo_status poll_waiting(void *context) {
+  engine *e = context;
+  mo_progress_stalled(&e->progress, mo_streamer_stalled(e->streamer));
+  return mo_comm_poll(e->job->comm);
 }
 
-static mo_status poll_peers(void *context) { return mo_comm_poll(context); }
+/* Within a task: one that has begun is finished although the run is asked to stop, unless that takes too long. */
+static mo_status poll_in_task(engine *e) {
+  mo_status status = mo_comm_poll(e->job->comm);
+  if (status != MO_STOPPED) return status;
+  if (e->stopping == 0) e->stopping = mo_seconds();
+  return mo_seconds() - e->stopping < task_seconds ? MO_OK : MO_STOPPED;
+}
 
 /* --- observer: what the layer tells --- */
 
 static mo_status on_site(void *context, int64_t layer, mo_site site, const void *x) {
   engine *e = context;
   const mo_plan *plan = e->job->plan;
-  int64_t B = batch_of(plan, e->micro), first = first_sequence(plan, e->micro);
+  (void)layer; /* the recorder knows the task */
+  e->site = site;
+  MO_TRY(e->op->site_statistics(e->job->backend, x, mo_resume_batch(plan, e->micro), plan->length, e->job->spec->hidden,
+                                (float)e->job->config->analysis.threshold, mo_recorder_positions(e->recorder), 0));
+  MO_TRY(mo_recorder_activations(e->recorder, site, x));
+  return poll_in_task(e);
+}
+
+static mo_status on_settle(void *context) {
+  engine *e = context;
   mo_site_statistics statistics;
-  MO_TRY(e->op->site_statistics(e->job->backend, x, B, plan->length, e->job->spec->hidden,
-                                (float)e->job->config->analysis.threshold, e->positions, first, &statistics));
-  MO_TRY(mo_accumulator_add(e->job->accumulator, layer, site, first, &statistics));
-  if (is_stored(e->job->config, layer)) {
-    MO_TRY(e->op->read_activations(e->job->backend, x, values_of(e, B), e->site_host));
-    MO_TRY(mo_results_write_activations(e->job->results, layer, site, first, B, e->site_host));
-  }
-  return mo_comm_poll(e->job->comm);
+  MO_TRY(e->op->site_results(e->job->backend, &statistics));
+  MO_TRY(mo_recorder_site(e->recorder, e->site, &statistics));
+  return e->site == MO_SITE_LN_MLP ? mo_recorder_collect(e->recorder) : MO_OK;
 }
 
 static mo_status on_routing(void *context, int64_t layer, const int64_t *counts) {
   engine *e = context;
-  mo_accumulator_add_routing(e->job->accumulator, layer, counts);
-  return mo_comm_poll(e->job->comm);
+  (void)layer;
+  MO_TRY(mo_recorder_routing(e->recorder, counts));
+  return poll_in_task(e);
 }
 
-/* --- compute --- */
+/* --- a task --- */
 
-static mo_status compute_stage(engine *e, int64_t stage, const mo_stage_weights *weights) {
+static mo_status compute_stage(engine *e, int64_t stage) {
   const mo_plan *plan = e->job->plan;
-  int64_t B = batch_of(plan, e->micro), first = first_sequence(plan, e->micro);
-  const int32_t *ids = e->job->tokens->ids + first * plan->length;
+  const mo_stage_weights *weights = e->weights[stage];
+  int64_t B = mo_resume_batch(plan, e->micro);
+  const int32_t *ids = e->job->tokens->ids + first_sequence(plan, e->micro) * plan->length;
   void *x = e->rows[e->micro].data;
   if (stage == 0) return e->op->embed(e->job->backend, &weights->one[MO_EMBED], ids, B * plan->length, x);
   if (stage <= e->job->spec->n_layers) {
-    mo_layer_observer observer = {e, on_site, on_routing};
+    mo_layer_observer observer = {e, on_site, on_routing, on_settle};
     return mo_layer_forward(e->workspace, stage - 1, weights, x, B, &observer);
   }
   MO_TRY(mo_head_forward(e->workspace, weights, x, B, ids, e->nll));
-  mo_accumulator_add_nll(e->job->accumulator, first, B, e->nll);
+  return mo_recorder_nll(e->recorder, e->nll);
+}
+
+static mo_timing_row timing_so_far(const engine *e, int64_t stage) {
+  mo_timing_row row = e->timing[stage];
+  mo_stream_timing stream = mo_streamer_timing(e->streamer, stage);
+  row.bytes_read += stream.bytes_read;
+  row.read += stream.read_seconds;
+  row.copy += stream.copy_seconds;
+  row.wait += stream.wait_seconds;
+  return row;
+}
+
+/* The last micro-batch has passed the stage. */
+static mo_status finish_stage(engine *e, int64_t stage) {
+  MO_TRY(e->op->sync(e->job->backend));
+  if (stage >= 1 && stage <= e->job->spec->n_layers) MO_TRY(mo_accumulator_check_layer(e->job->accumulator, stage - 1));
+  mo_streamer_release(e->streamer, stage);
+  mo_progress_stage(&e->progress, stage);
   return MO_OK;
 }
 
-/* Take the stage's weights at its first micro-batch, give them back after its last. */
-static mo_status run_stage(engine *e, int64_t stage, mo_timing_row *timing) {
-  const mo_plan *plan = e->job->plan;
-  if (e->micro == 0) MO_TRY(mo_streamer_acquire(e->streamer, stage, &e->weights[stage], poll_peers, e->job->comm));
-  double begin = mo_seconds();
-  MO_TRY(compute_stage(e, stage, e->weights[stage]));
-  if (e->micro == plan->n_micro - 1) {
-    MO_TRY(e->op->sync(e->job->backend));
-    if (stage >= 1 && stage <= e->job->spec->n_layers)
-      MO_TRY(mo_accumulator_check_layer(e->job->accumulator, stage - 1));
-    mo_streamer_release(e->streamer, stage);
-    mo_progress_stage(&e->progress, stage);
+static mo_status acquire(engine *e) {
+  int64_t stage = e->acquired;
+  MO_TRY(mo_streamer_acquire(e->streamer, stage, &e->weights[stage], poll_waiting, e));
+  e->acquired++;
+  return MO_OK;
+}
+
+/* Micro-batches that are through leave in their order. */
+static mo_status hand_on(engine *e, int64_t block) {
+  for (int64_t micro; (micro = mo_schedule_hand_on(&e->schedule)) >= 0;) {
+    if (mo_transport_comes_from_peer(e->job->plan, block + 1)) MO_TRY(mo_recorder_sync(e->recorder));
+    MO_TRY(mo_transport_send(e->transport, block, micro));
   }
-  timing->compute += mo_seconds() - begin;
+  return MO_OK;
+}
+
+static mo_status run_task(engine *e, int64_t block, int64_t micro) {
+  int64_t stage = e->schedule.next[micro];
+  if (stage == e->acquired) MO_TRY(acquire(e));
+  double begin = mo_seconds();
+  e->timing[stage].wait += e->idle;
+  e->idle = 0;
+  e->micro = micro;
+  MO_TRY(mo_recorder_begin(e->recorder, stage, micro));
+  mo_recorder_hold(e->recorder, micro, -1); /* neither the old rows nor the new ones */
+  MO_TRY(compute_stage(e, stage));
+  mo_schedule_done(&e->schedule, micro);
+  if (mo_schedule_is_through(&e->schedule, stage)) MO_TRY(finish_stage(e, stage));
+  e->timing[stage].compute += mo_seconds() - begin;
+  mo_timing_row timing = timing_so_far(e, stage);
+  MO_TRY(mo_recorder_end(e->recorder, &timing));
+  mo_recorder_hold(e->recorder, micro, stage + 1);
+  MO_TRY(mo_recorder_save_if_due(e->recorder, micro));
+  MO_TRY(hand_on(e, block));
   return mo_comm_poll(e->job->comm);
 }
 
-static mo_status run_block(engine *e, int64_t index, mo_timing_row *timing) {
-  const mo_plan *plan = e->job->plan;
-  const mo_block *block = plan->blocks + index;
-  MO_TRY(mo_transport_post_receives(e->transport, index));
-  for (e->micro = 0; e->micro < plan->n_micro; e->micro++) {
-    double begin = mo_seconds();
-    MO_TRY(mo_transport_await(e->transport, e->micro));
-    timing[0].wait += mo_seconds() - begin;
-    for (int64_t s = 0; s < block->n_stages; s++) MO_TRY(run_stage(e, block->first_stage + s, timing + s));
-    MO_TRY(mo_transport_send(e->transport, index, e->micro));
+/* --- a block --- */
+
+/* Note which rows are here by now. */
+static mo_status look_for_rows(engine *e) {
+  for (int64_t micro; (micro = mo_schedule_awaited(&e->schedule)) >= 0;) {
+    bool here;
+    MO_TRY(mo_transport_arrived(e->transport, micro, &here));
+    if (!here) return MO_OK;
+    e->schedule.here[micro] = true;
+    if (e->schedule.next[micro] == e->schedule.first_stage)
+      mo_recorder_hold(e->recorder, micro, e->schedule.first_stage);
   }
   return MO_OK;
 }
 
-static mo_status run_blocks(engine *e, int64_t *timing_rows) {
+/* There is nothing to compute at present: wait for weights, if it is only for them, or a little. A micro-batch that is
+ * here may begin at a later stage than the one that is loaded: that one is passed over. */
+static mo_status rest(engine *e, bool ready, int *round) {
+  bool ahead = ready && mo_schedule_pick(&e->schedule, e->schedule.end_stage) >= 0;
+  if (ahead || mo_schedule_awaited(&e->schedule) < 0) return acquire(e);
+  double begin = mo_seconds();
+  MO_TRY(poll_waiting(e));
+  if (++*round > 200) usleep(*round > 2000 ? 1000 : 50); /* leave the core to those who work */
+  e->idle += mo_seconds() - begin;
+  return MO_OK;
+}
+
+static mo_status begin_block(engine *e, int64_t index) {
   const mo_plan *plan = e->job->plan;
-  int rank = mo_comm_rank(e->job->comm);
-  for (int64_t b = 0; b < plan->n_blocks; b++) {
-    const mo_block *block = plan->blocks + b;
-    if (block->rank != rank) continue;
-    mo_timing_row *timing = e->job->timing + *timing_rows;
-    for (int64_t s = 0; s < block->n_stages; s++)
-      timing[s] = (mo_timing_row){.rank = rank, .layer = (int32_t)(block->first_stage + s - 1)};
-    MO_TRY(run_block(e, b, timing));
-    *timing_rows += block->n_stages;
+  const mo_block *block = plan->blocks + index;
+  int64_t end = block->first_stage + block->n_stages, first = mo_resume_first_stage(e->job->resume);
+  e->acquired = block->first_stage > first ? block->first_stage : first; /* stages before it are not streamed */
+  mo_schedule_begin(&e->schedule, block->first_stage, end, e->job->resume->start);
+  for (int64_t micro = 0; mo_transport_comes_from_peer(plan, index) && micro < plan->n_micro; micro++)
+    if (e->job->resume->start[micro] < block->first_stage) mo_recorder_hold(e->recorder, micro, -1);
+  return mo_transport_post_receives(e->transport, index);
+}
+
+static mo_status run_block(engine *e, int64_t index) {
+  MO_TRY(begin_block(e, index));
+  int round = 0;
+  while (e->schedule.n_left > 0) {
+    MO_TRY(look_for_rows(e));
+    bool ready = e->acquired < e->schedule.end_stage && mo_streamer_ready(e->streamer, e->acquired);
+    int64_t micro = mo_schedule_pick(&e->schedule, e->acquired + ready);
+    if (micro < 0) {
+      MO_TRY(rest(e, ready, &round));
+    } else {
+      MO_TRY(run_task(e, index, micro));
+      round = 0;
+    }
   }
+  return hand_on(e, index); /* those that were through before */
+}
+
+static mo_status run_blocks(engine *e) {
+  const mo_plan *plan = e->job->plan;
+  for (int64_t b = 0; b < plan->n_blocks; b++)
+    if (plan->blocks[b].rank == mo_comm_rank(e->job->comm)) MO_TRY(run_block(e, b));
   MO_TRY(mo_transport_finish(e->transport));
-  for (int64_t i = 0; i < *timing_rows; i++) {
-    mo_stream_timing stream = mo_streamer_timing(e->streamer, e->job->timing[i].layer + 1);
-    e->job->timing[i].bytes_read = stream.bytes_read;
-    e->job->timing[i].read = stream.read_seconds;
-    e->job->timing[i].copy = stream.copy_seconds;
-    e->job->timing[i].wait += stream.wait_seconds;
-  }
   return mo_streamer_check(e->streamer);
 }
 
-/* The rank's bitmap of positions goes to the accumulator. */
-static mo_status collect_positions(engine *e) {
-  const mo_plan *plan = e->job->plan;
-  size_t bytes = (size_t)(plan->n_sequences * e->job->spec->hidden * ((plan->length + 63) / 64)) * sizeof(uint64_t);
-  uint64_t *words = mo_alloc(bytes, 1);
-  if (!words) return MO_FAILED;
-  mo_status status = e->op->download(e->job->backend, e->positions, bytes, words);
-  if (status == MO_OK) mo_accumulator_add_positions(e->job->accumulator, words);
-  free(words);
-  return status;
+static bool is_mine(const engine *e, int64_t stage) {
+  return mo_plan_rank_of(e->job->plan, stage) == mo_comm_rank(e->job->comm);
 }
 
+static void collect_timing(engine *e, int64_t *timing_rows) {
+  for (int64_t stage = 0; stage < e->job->plan->n_stages; stage++)
+    if (is_mine(e, stage)) e->job->timing[(*timing_rows)++] = timing_so_far(e, stage);
+}
+
+/* Asked to stop: rows that are on their way here are worth a moment. */
+static mo_status save(engine *e) {
+  for (double end = mo_seconds() + 0.1; mo_seconds() < end && mo_schedule_awaited(&e->schedule) >= 0; usleep(1000)) {
+    mo_status status = look_for_rows(e);
+    if (status != MO_OK && status != MO_STOPPED) return status;
+  }
+  MO_TRY(mo_recorder_save(e->recorder));
+  return MO_STOPPED;
+}
+
+/* --- opening and closing --- */
+
 static mo_status open_buffers(engine *e) {
-  const mo_plan *plan = e->job->plan;
   const mo_engine_job *job = e->job;
-  size_t micro = (size_t)plan->n_micro, batch = (size_t)values_of(e, plan->micro_batch);
-  size_t words = (size_t)(plan->n_sequences * job->spec->hidden * ((plan->length + 63) / 64));
-  e->rows = mo_alloc(micro, sizeof *e->rows);
-  e->weights = mo_alloc((size_t)plan->n_stages, sizeof *e->weights);
+  const mo_plan *plan = job->plan;
+  size_t stages = (size_t)plan->n_stages;
+  e->rows = mo_alloc((size_t)plan->n_micro, sizeof *e->rows);
+  e->weights = mo_alloc(stages, sizeof *e->weights);
+  e->timing = mo_alloc(stages, sizeof *e->timing);
   e->nll = mo_alloc((size_t)(plan->micro_batch * plan->length), sizeof *e->nll);
-  if (!e->rows || !e->weights || !e->nll) return MO_FAILED;
-  if ((job->config->output.all_activations || job->config->output.n_activations) &&
-      !(e->site_host = mo_alloc(batch, sizeof(float))))
-    return MO_FAILED;
-  MO_TRY(e->op->alloc(job->backend, words * sizeof(uint64_t), (void **)&e->positions));
-  MO_TRY(e->op->zero(job->backend, e->positions, words * sizeof(uint64_t)));
+  if (!e->rows || !e->weights || !e->timing || !e->nll) return MO_FAILED;
+  for (int64_t stage = 0; stage < plan->n_stages; stage++)
+    e->timing[stage] = (mo_timing_row){.rank = mo_comm_rank(job->comm), .layer = (int32_t)(stage - 1)};
+  MO_TRY(mo_schedule_open(&e->schedule, plan->n_stages, plan->n_micro));
   MO_TRY(e->op->alloc(job->backend, (size_t)plan->activation_bytes, &e->x));
+  for (int64_t i = 0; i < plan->n_micro; i++) {
+    size_t offset = (size_t)values_of(e, first_sequence(plan, i)) * (size_t)job->backend->activation_bytes;
+    e->rows[i] = (mo_transport_rows){.data = (char *)e->x + offset, .rows = mo_resume_batch(plan, i) * plan->length};
+  }
   return mo_workspace_open(&e->workspace, job->spec, job->backend, plan->micro_batch, plan->length);
 }
 
 static mo_status open_transport(engine *e, const mo_transport_table *table) {
   const mo_engine_job *job = e->job;
-  const mo_plan *plan = job->plan;
-  for (int64_t i = 0; i < plan->n_micro; i++) {
-    size_t offset = (size_t)values_of(e, first_sequence(plan, i)) * (size_t)job->backend->activation_bytes;
-    e->rows[i] = (mo_transport_rows){.data = (char *)e->x + offset, .rows = batch_of(plan, i) * plan->length};
-  }
-  mo_transport_job transport = {
-      .comm = job->comm, .backend = job->backend, .plan = plan, .rows = e->rows, .width = job->spec->hidden};
+  mo_transport_job transport = {.comm = job->comm,
+                                .backend = job->backend,
+                                .plan = job->plan,
+                                .rows = e->rows,
+                                .width = job->spec->hidden,
+                                .start = job->resume->start};
   return mo_transport_open(&e->transport, table, &transport);
 }
 
+static mo_status open_recorder(engine *e) {
+  const mo_engine_job *job = e->job;
+  mo_recorder_job recorder = {.resume = job->resume,
+                              .backend = job->backend,
+                              .accumulator = job->accumulator,
+                              .results = job->results,
+                              .rows = e->rows};
+  MO_TRY(mo_recorder_open(&e->recorder, &recorder));
+  return mo_recorder_restore(e->recorder, e->timing);
+}
+
+/* stages: [n_stages], those that are needed yet; it outlives the streamer. */
 static mo_status open_streamer(engine *e, int64_t *stages) {
   const mo_plan *plan = e->job->plan;
   int rank = mo_comm_rank(e->job->comm);
-  mo_stream_plan stream = {.stages = stages, .arena_bytes = plan->arena_bytes[rank], .n_readers = e->job->readers};
-  for (int64_t stage = 0; stage < plan->n_stages; stage++)
-    if (mo_plan_rank_of(plan, stage) == rank) stages[stream.n_stages++] = stage;
+  mo_stream_plan stream = mo_run_stream(e->job->config, e->job->readers);
+  stream.stages = stages;
+  stream.arena_bytes = plan->arena_bytes[rank];
+  for (int64_t stage = mo_resume_first_stage(e->job->resume); stage < plan->n_stages; stage++)
+    if (is_mine(e, stage)) stages[stream.n_stages++] = stage;
   return mo_streamer_open(&e->streamer, &stream, e->job->spec, e->job->catalogue, e->job->checkpoint, e->job->backend);
+}
+
+static engine *volatile abandoned; /* for leak checkers */
+
+/* After a failure or a stop messages may still read or write the rows until the process ends: nothing is freed. */
+static void abandon(const engine *e) {
+  engine *copy = mo_alloc(1, sizeof *copy);
+  if (copy) *copy = *e;
+  abandoned = copy;
 }
 
 static void close_engine(engine *e) {
   bool rows_free = mo_transport_close(e->transport);
   mo_streamer_close(e->streamer);
-  if (!rows_free) return; /* after a failure messages may still read or write them until the process ends */
+  mo_recorder_close(e->recorder);
+  if (!rows_free) {
+    abandon(e);
+    return;
+  }
   mo_workspace_close(e->workspace);
   e->op->free(e->job->backend, e->x);
-  e->op->free(e->job->backend, e->positions);
+  mo_schedule_close(&e->schedule);
   free(e->rows);
   free(e->weights);
+  free(e->timing);
   free(e->nll);
-  free(e->site_host);
 }
 
 mo_status mo_engine_run(const mo_engine_job *job, int64_t *timing_rows) {
@@ -208,17 +330,22 @@ mo_status mo_engine_run(const mo_engine_job *job, int64_t *timing_rows) {
   *timing_rows = 0;
   MO_TRY(mo_transport_choose(job->comm, job->backend, &table));
   if (!job->plan->resident_bytes[mo_comm_rank(job->comm)]) return MO_OK; /* a surplus rank */
+  double begin = mo_seconds();
   int64_t *stages = mo_alloc((size_t)job->plan->n_stages, sizeof *stages);
   mo_status status = stages ? MO_OK : MO_FAILED;
   if (status == MO_OK) status = open_streamer(&e, stages);
   if (status == MO_OK) status = open_buffers(&e);
   if (status == MO_OK) status = open_transport(&e, table);
+  if (status == MO_OK) status = open_recorder(&e);
   if (status == MO_OK) {
-    mo_progress_start(&e.progress, job->plan, job->comm, job->spec->n_layers);
-    status = run_blocks(&e, timing_rows);
+    job->clock->opened = mo_seconds() - begin;
+    mo_progress_start(&e.progress, job->plan, job->comm, job->spec->n_layers, mo_resume_first_stage(job->resume));
+    status = run_blocks(&e);
+    job->clock->done = mo_seconds() - begin;
     mo_progress_end(&e.progress);
+    if (status == MO_STOPPED) status = save(&e);
   }
-  if (status == MO_OK) status = collect_positions(&e);
+  if (status == MO_OK) collect_timing(&e, timing_rows);
   close_engine(&e);
   free(stages);
   return status;

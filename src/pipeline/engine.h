@@ -10,6 +10,13 @@
 #include "moe_outliers/results.h"
 #include "moe_outliers/tokens.h"
 #include "pipeline/progress.h"
+#include "pipeline/resume.h"
+
+/* Seconds since the first read was asked for. */
+typedef struct {
+  double opened; /* when the first task could begin: buffers are there, ranks are connected */
+  double done;   /* the end of the last task */
+} mo_engine_clock;
 
 /* What the engine works with; owned by the caller, who fills it in. */
 typedef struct {
@@ -23,11 +30,14 @@ typedef struct {
   mo_backend *backend;
   mo_accumulator *accumulator;
   mo_results *results;
-  mo_timing_row *timing; /* [n_stages] of this rank, filled in */
+  const mo_resume *resume; /* where each micro-batch begins, and where finished tasks are recorded */
+  mo_timing_row *timing;   /* [n_stages], filled in: this rank's stages */
+  mo_engine_clock *clock;  /* filled in */
   int readers;
 } mo_engine_job;
 
-/* Compute this rank's blocks. Local, with messages to and from the neighbours in the pipeline. *timing_rows: rows filled. */
+/* Compute this rank's blocks. Local, with messages to and from the neighbours in the pipeline. *timing_rows: rows
+ * filled. When a rank was asked to stop, what is done is saved and the status is MO_STOPPED. */
 MO_CHECKED mo_status mo_engine_run(const mo_engine_job *job, int64_t *timing_rows);
 
 #endif

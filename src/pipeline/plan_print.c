@@ -5,54 +5,97 @@
 
 #include <jansson.h>
 
+#include "moe_outliers/machine.h"
 #include "moe_outliers/plan.h"
 #include "pipeline/model_files.h"
+#include "pipeline/run_plan.h"
 
 typedef struct {
   const mo_config *config;
+  const mo_plan_options *options;
   mo_model_files files;
   mo_model_spec spec;
   mo_parameter_count parameters;
   mo_extra_count extras[MO_EXTRA_COUNT];
+  bool cuda;
+  const char *device; /* whose rate is assumed */
   mo_plan plan;
+  mo_plan_rates rates;
+  mo_plan_time time;
   int64_t bytes_at_most; /* of a published checkpoint */
   double flops;
 } overview;
 
 static const char *const EXTRAS[] = {"next-token-prediction layers", "a copy of the tied embedding as lm_head"};
 
-static mo_status make_plan(overview *o, int n_ranks, double vram_gb) {
+/* Compute threads of a rank if all ran on a machine like this one. */
+static int threads_of(const mo_config *config, int n_ranks) {
+  mo_machine machine;
+  mo_machine_read(&machine, "");
+  return config->engine.threads > 0 ? (int)config->engine.threads : mo_machine_share(&machine, n_ranks);
+}
+
+/* Where the device's memory is the host's, this machine's cores say how many readers there are, as in a run. */
+static int64_t staging_bytes(const mo_config *config, int threads, bool cuda) {
+  bool host_memory = config->engine.device == MO_DEVICE_CPU;
+  int readers = cuda || threads > MO_STREAM_READERS ? MO_STREAM_READERS : threads;
+  if (config->engine.readers > 0) readers = (int)config->engine.readers;
+  mo_stream_plan stream = mo_run_stream(config, readers);
+  return mo_stream_host_bytes(&stream, host_memory);
+}
+
+/* A device that is left open is taken to be a GPU: that is what is planned for. */
+static mo_status make_plan(overview *o) {
   const mo_config *config = o->config;
-  double memory_gb = vram_gb > 0 ? vram_gb : config->engine.device_memory_gb;
+  const mo_plan_options *options = o->options;
+  int n_ranks = options->n_ranks > 0 ? options->n_ranks : 1;
+  double memory_gb = options->vram_gb > 0 ? options->vram_gb : config->engine.device_memory_gb;
+  mo_precision precision = config->engine.precision;
+  int threads = threads_of(config, n_ranks);
+  o->cuda = config->engine.device == MO_DEVICE_AUTO || config->engine.device == MO_DEVICE_CUDA;
+  o->rates = mo_plan_default_rates(o->cuda, config->deployment.gpu_filter, precision, threads, &o->device);
+  o->rates.ranks_per_node = options->ranks_per_node > 0 ? options->ranks_per_node : MO_PLAN_RANKS_PER_NODE;
   mo_plan_request request = {
       .spec = &o->spec,
       .n_sequences = config->data.sequences,
       .length = config->data.length,
       .micro_batch = config->engine.micro_batch,
       .perplexity = config->analysis.perplexity,
-      .n_ranks = n_ranks > 0 ? n_ranks : 1,
-      .activation_bytes =
-          config->engine.precision == MO_PRECISION_FP32 || config->engine.device == MO_DEVICE_CPU ? 4 : 2,
+      .stores_activations = config->output.all_activations || config->output.n_activations,
+      .n_ranks = n_ranks,
+      .activation_bytes = precision == MO_PRECISION_FP32 || !o->cuda ? 4 : 2,
       .partition = config->engine.partition,
       .element_bytes = o->spec.stored_bytes,
       .memory_bytes = (int64_t)(memory_gb * 1e9),
-      .bytes_per_second = 2e9,
-      .flops_per_second = 1e11,
+      .rates = o->rates,
+      .memory_of = o->cuda ? mo_backend_memory_cuda : mo_backend_memory_cpu,
+      .precision = precision,
+      .threads = threads,
+      .stored = o->spec.stored_bytes == 2 ? MO_BF16 : MO_F32,
+      .host_memory = !o->cuda,
+      .staging_bytes = staging_bytes(config, threads, o->cuda),
   };
-  return mo_plan_make(&o->plan, &request);
+  MO_TRY(mo_plan_make(&o->plan, &request));
+  if (options->bandwidth_gb_s > 0) o->rates.bytes_per_second = 1e9 * options->bandwidth_gb_s;
+  if (options->tflops > 0) o->rates.flops_per_second = 1e12 * options->tflops;
+  return mo_plan_predict(&o->plan, &o->rates, &o->time);
 }
 
-static mo_status fill(overview *o, int n_ranks, double vram_gb) {
+static mo_status fill(overview *o) {
   MO_TRY(mo_model_files_for_plan(o->config, &o->files));
   MO_TRY(mo_model_read(&o->spec, o->files.config_json));
   MO_TRY(mo_model_parameters(&o->spec, &o->parameters));
   MO_TRY(mo_model_extras(&o->spec, o->extras));
-  MO_TRY(make_plan(o, n_ranks, vram_gb));
+  MO_TRY(make_plan(o));
   o->bytes_at_most = o->parameters.bytes;
   for (int i = 0; i < MO_EXTRA_COUNT; i++) o->bytes_at_most += o->extras[i].bytes;
   for (int64_t stage = 0; stage < o->plan.n_stages; stage++) o->flops += o->plan.costs[stage].flops;
   return MO_OK;
 }
+
+static double gpu_hours(const overview *o) { return o->plan.n_ranks * o->time.seconds / 3600; }
+
+static double most_dollars(const overview *o) { return o->config->deployment.max_price * o->time.seconds / 3600; }
 
 /* --- text --- */
 
@@ -170,6 +213,111 @@ static void print_block(const overview *o, const mo_block *block, FILE *out) {
           gb(mo_plan_memory(&o->plan, block->rank)));
 }
 
+/* A line per rank where blocks are many. */
+static void print_rank(const overview *o, int rank, FILE *out) {
+  const mo_plan *plan = &o->plan;
+  int64_t blocks = 0, stages = 0, bytes = 0;
+  double flops = 0;
+  char text[80];
+  for (int64_t b = 0; b < plan->n_blocks; b++) {
+    if (plan->blocks[b].rank != rank) continue;
+    blocks++;
+    stages += plan->blocks[b].n_stages;
+    for (int64_t i = 0; i < plan->blocks[b].n_stages; i++) {
+      bytes += plan->costs[plan->blocks[b].first_stage + i].bytes;
+      flops += plan->costs[plan->blocks[b].first_stage + i].flops;
+    }
+  }
+  if (!blocks) return;
+  snprintf(text, sizeof text, "%" PRId64 " blocks, %" PRId64 " stages", blocks, stages);
+  fprintf(out, "%5d %-24s %12.3f %10.3f %14.3f\n", rank, text, gb(bytes), 1e-12 * flops,
+          gb(mo_plan_memory(plan, rank)));
+}
+
+static void print_table(const overview *o, FILE *out) {
+  enum { MOST_BLOCKS = 16 };
+  const mo_plan *plan = &o->plan;
+  fprintf(out, "\n%5s %-24s %12s %10s %14s\n", "rank", "block", "weights GB", "TFLOP", "memory GB");
+  for (int64_t b = 0; b < plan->n_blocks && plan->n_blocks <= MOST_BLOCKS; b++) print_block(o, plan->blocks + b, out);
+  for (int rank = 0; rank < plan->n_ranks && plan->n_blocks > MOST_BLOCKS; rank++) print_rank(o, rank, out);
+  if (plan->n_ranks > plan->n_stages)
+    fprintf(out,
+            "\nranks %" PRId64 " to %d have nothing to compute: %" PRId64
+            " ranks are the most that this model can use\n",
+            plan->n_stages, plan->n_ranks - 1, plan->n_stages);
+}
+
+/* The fullest rank. */
+static int fullest(const mo_plan *plan) {
+  int most = 0;
+  for (int rank = 1; rank < plan->n_ranks; rank++)
+    if (plan->arena_bytes[rank] > plan->arena_bytes[most]) most = rank;
+  return most;
+}
+
+static void print_memory(const overview *o, FILE *out) {
+  const mo_plan *plan = &o->plan;
+  int rank = fullest(plan);
+  int64_t overlap = mo_plan_overlap_bytes(plan, rank), missing = overlap - plan->arena_bytes[rank];
+  fprintf(out,
+          "memory      of a rank: %.3f GB = %.3f weights%s + %.3f activations + %.3f position bits + %.3f workspace\n",
+          gb(mo_plan_memory(plan, rank)), gb(plan->arena_bytes[rank]), plan->fits ? "" : " at a time",
+          gb(plan->activation_bytes), gb(plan->position_bytes), gb(plan->workspace_bytes));
+  fprintf(out, "            + %.3f scratch of operations + %.3f %s", gb(plan->scratch_bytes), gb(plan->overhead_bytes),
+          plan->host_memory ? "program and libraries" : "GPU context and libraries");
+  if (plan->host_memory)
+    fprintf(out, " + %.3f staging + %.3f statistics\n", gb(plan->staging_bytes), gb(plan->statistics_bytes));
+  else
+    fprintf(out, "; on the host %.3f staging, %.3f statistics\n", gb(plan->staging_bytes), gb(plan->statistics_bytes));
+  if (!plan->fits && missing > 0)
+    fprintf(out, "            with %.3f GB more the next block could be read while one computes\n", gb(missing));
+}
+
+static void reason(const mo_plan *plan, char *text, size_t size) {
+  int64_t room = plan->memory_bytes - mo_plan_memory_beside(plan);
+  if (plan->asked != MO_PARTITION_AUTO)
+    snprintf(text, size, "as asked for (engine.partition)%s", plan->fits ? "" : ", though not all weights fit");
+  else if (plan->fits && plan->memory_bytes == 0)
+    snprintf(text, size, "the memory is not bounded (--vram), so each rank holds all its weights");
+  else if (plan->fits)
+    snprintf(text, size, "each rank holds all its weights: %.3f GB at most, of %.3f GB", gb(plan->contiguous_bytes),
+             gb(room));
+  else if (plan->partition == MO_PARTITION_CONTIGUOUS)
+    snprintf(text, size, "one rank; its %.3f GB of weights stream through %.3f GB", gb(plan->contiguous_bytes),
+             gb(room));
+  else
+    snprintf(text, size,
+             "a rank's %.3f GB of weights do not fit in %.3f GB: blocks go round, so that all ranks load all the time",
+             gb(plan->contiguous_bytes), gb(room));
+}
+
+static void print_partition(const overview *o, FILE *out) {
+  const mo_plan *plan = &o->plan;
+  char why[160];
+  reason(plan, why, sizeof why);
+  fprintf(out, "partition   %s, %d rank%s, %" PRId64 " block%s: %s\n", mo_partition_name(plan->partition),
+          plan->n_ranks, plan->n_ranks == 1 ? "" : "s", plan->n_blocks, plan->n_blocks == 1 ? "" : "s", why);
+}
+
+static void print_time(const overview *o, FILE *out) {
+  const mo_plan_time *time = &o->time;
+  bool storage = time->storage_alone >= time->compute_alone;
+  fprintf(
+      out,
+      "time        %.3g s, bound by %s: a rank computes %.3g s, waits %.3g s for weights and %.3g s for other ranks\n",
+      time->seconds, storage ? "storage" : "compute", time->compute, time->load, time->bubble);
+  fprintf(out, "            assumed: %.4g GB/s from a node's storage%s, %.4g TFLOP/s a rank%s%s\n",
+          1e-9 * o->rates.bytes_per_second, o->options->bandwidth_gb_s > 0 ? "" : " (--bandwidth)",
+          1e-12 * o->rates.flops_per_second,
+          o->options->tflops > 0 ? "" : " (--tflops): ", o->options->tflops > 0 ? "" : o->device);
+  if (!o->cuda) return;
+  fprintf(out, "cost        %.3g GPU-hours", gpu_hours(o));
+  if (o->config->deployment.max_price > 0)
+    fprintf(out, ", at most $%.2g at $%g per hour (deployment.max_price)", most_dollars(o),
+            o->config->deployment.max_price);
+  fputs("; without the machine's start and download\n", out);
+}
+
 static void print_text(const overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
   print_model(o, out);
@@ -177,18 +325,11 @@ static void print_text(const overview *o, FILE *out) {
           "run         %" PRId64 " x %" PRId64 " tokens in %" PRId64 " micro-batches of %" PRId64
           " sequences, %.3g FLOP\n",
           plan->n_sequences, plan->length, plan->n_micro, plan->micro_batch, o->flops);
-  fprintf(out, "memory      of a rank: its weights, or as many as fit, %.3f GB activations, %.3f GB workspace\n",
-          gb(plan->activation_bytes), gb(plan->workspace_bytes));
-  fprintf(out, "partition   %s, %d rank%s, %" PRId64 " block%s\n", mo_partition_name(plan->partition), plan->n_ranks,
-          plan->n_ranks == 1 ? "" : "s", plan->n_blocks, plan->n_blocks == 1 ? "" : "s");
+  print_partition(o, out);
+  print_memory(o, out);
+  print_time(o, out);
   print_stages(o, out);
-  fprintf(out, "\n%5s %-24s %12s %10s %14s\n", "rank", "block", "weights GB", "TFLOP", "memory GB");
-  for (int64_t b = 0; b < plan->n_blocks; b++) print_block(o, plan->blocks + b, out);
-  if (plan->n_ranks > plan->n_stages)
-    fprintf(out,
-            "\nranks %" PRId64 " to %d have nothing to compute: %" PRId64
-            " ranks are the most that this model can use\n",
-            plan->n_stages, plan->n_ranks - 1, plan->n_stages);
+  print_table(o, out);
 }
 
 /* --- JSON --- */
@@ -256,9 +397,43 @@ static void add_partition(const overview *o, json_t *json) {
     set_int(rank, "memory_bytes", mo_plan_memory(plan, i));
     json_array_append_new(ranks, rank);
   }
+  char why[160];
+  reason(plan, why, sizeof why);
   json_object_set_new(json, "partition", json_string(mo_partition_name(plan->partition)));
+  json_object_set_new(json, "reason", json_string(why));
   json_object_set_new(json, "blocks", blocks);
   json_object_set_new(json, "ranks", ranks);
+}
+
+static void add_memory(const overview *o, json_t *json) {
+  const mo_plan *plan = &o->plan;
+  set_int(json, "activation_bytes", plan->activation_bytes);
+  set_int(json, "position_bytes", plan->position_bytes);
+  set_int(json, "workspace_bytes", plan->workspace_bytes);
+  set_int(json, "scratch_bytes", plan->scratch_bytes);
+  set_int(json, "overhead_bytes", plan->overhead_bytes);
+  set_int(json, "host_staging_bytes", plan->staging_bytes);
+  set_int(json, "host_statistics_bytes", plan->statistics_bytes);
+}
+
+static void set_real(json_t *object, const char *key, double value) {
+  json_object_set_new(object, key, json_real(value));
+}
+
+static void add_time(const overview *o, json_t *json) {
+  json_t *time = json_object();
+  set_real(time, "seconds", o->time.seconds);
+  set_real(time, "compute", o->time.compute);
+  set_real(time, "load", o->time.load);
+  set_real(time, "bubble", o->time.bubble);
+  set_real(time, "storage_alone", o->time.storage_alone);
+  set_real(time, "compute_alone", o->time.compute_alone);
+  set_real(time, "assumed_bytes_per_second", o->rates.bytes_per_second);
+  set_real(time, "assumed_flops_per_second", o->rates.flops_per_second);
+  json_object_set_new(json, "time", time);
+  if (!o->cuda) return;
+  set_real(json, "gpu_hours", gpu_hours(o));
+  if (o->config->deployment.max_price > 0) set_real(json, "dollars_at_most", most_dollars(o));
 }
 
 static mo_status print_json(const overview *o, FILE *out) {
@@ -267,20 +442,20 @@ static mo_status print_json(const overview *o, FILE *out) {
   json_object_set_new(json, "flops", json_real(o->flops));
   set_int(json, "micro_batch", o->plan.micro_batch);
   set_int(json, "micro_batches", o->plan.n_micro);
-  set_int(json, "activation_bytes", o->plan.activation_bytes);
-  set_int(json, "workspace_bytes", o->plan.workspace_bytes);
+  add_memory(o, json);
   add_stages(o, json);
   add_partition(o, json);
+  add_time(o, json);
   bool written = json && json_dumpf(json, out, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) == 0;
   json_decref(json);
   fputc('\n', out);
   return written ? MO_OK : MO_FAIL(MO_FAILED, "cannot write the plan as JSON (stdout): check the disk");
 }
 
-mo_status mo_plan_command(const mo_config *config, int n_ranks, double vram_gb, bool json, FILE *out) {
-  overview o = {.config = config};
-  mo_status status = fill(&o, n_ranks, vram_gb);
-  if (status == MO_OK && json)
+mo_status mo_plan_command(const mo_config *config, const mo_plan_options *options, FILE *out) {
+  overview o = {.config = config, .options = options};
+  mo_status status = fill(&o);
+  if (status == MO_OK && options->json)
     status = print_json(&o, out);
   else if (status == MO_OK)
     print_text(&o, out);

@@ -11,9 +11,10 @@ double mo_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void mo_progress_start(mo_progress *progress, const mo_plan *plan, const mo_comm *comm, int64_t n_layers) {
+void mo_progress_start(mo_progress *progress, const mo_plan *plan, const mo_comm *comm, int64_t n_layers,
+                       int64_t first_stage) {
   *progress = (mo_progress){.plan = plan, .rank = mo_comm_rank(comm), .n_layers = n_layers, .started = mo_seconds()};
-  for (int64_t stage = 0; stage < plan->n_stages; stage++) {
+  for (int64_t stage = first_stage; stage < plan->n_stages; stage++) {
     if (mo_plan_rank_of(plan, stage) != progress->rank) continue;
     progress->stages_mine++;
     progress->bytes_mine += plan->costs[stage].bytes;
@@ -45,6 +46,16 @@ void mo_progress_stage(mo_progress *progress, int64_t stage) {
   else if (stage >= 1 && stage <= progress->n_layers)
     fprintf(stderr, "moe-outliers: layer %" PRId64 "/%" PRId64 " done  rank %d  %.2f GB/s  %.1f s  ETA %.0f s\n", stage,
             progress->n_layers, progress->rank, rate, seconds, left);
+}
+
+void mo_progress_stalled(mo_progress *progress, double seconds) {
+  const double step = 5;
+  if (seconds < progress->stalled) progress->stalled = 0; /* something has come since */
+  if (seconds < progress->stalled + step) return;
+  progress->stalled = seconds;
+  fprintf(stderr, "%smoe-outliers: rank %d waits for weights: nothing read for %.0f s: check the storage%s",
+          progress->bar ? "\r\033[K" : "", progress->rank, seconds, progress->bar ? "" : "\n");
+  fflush(stderr);
 }
 
 void mo_progress_end(mo_progress *progress) {

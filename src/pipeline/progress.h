@@ -11,11 +11,16 @@ typedef struct {
   int64_t n_layers, stages_done, stages_mine, bytes_done, bytes_mine;
   double started;
   bool bar;
+  double stalled; /* seconds that were shown last */
 } mo_progress;
 
-void mo_progress_start(mo_progress *progress, const mo_plan *plan, const mo_comm *comm, int64_t n_layers);
+/* first_stage: stages before it need nothing any more. */
+void mo_progress_start(mo_progress *progress, const mo_plan *plan, const mo_comm *comm, int64_t n_layers,
+                       int64_t first_stage);
 /* This rank has finished a stage for all micro-batches. */
 void mo_progress_stage(mo_progress *progress, int64_t stage);
+/* Nothing has come from storage for so many seconds; shown from 5 s on, every 5 s. */
+void mo_progress_stalled(mo_progress *progress, double seconds);
 /* Clear the bar. */
 void mo_progress_end(mo_progress *progress);
 

@@ -2,19 +2,23 @@
 #include "moe_outliers/pipeline.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "moe_outliers/devices.h"
+#include "moe_outliers/machine.h"
 #include "pipeline/engine.h"
 #include "pipeline/model_files.h"
+#include "pipeline/resume.h"
+#include "pipeline/run_plan.h"
+#include "pipeline/signals.h"
 
 typedef struct {
   const mo_config *config;
   mo_comm *comm;
-  bool verbose;
+  const mo_run_options *options;
+  int cores; /* this rank's */
   double started;
   mo_model_spec spec;
   mo_model_files files;
@@ -22,13 +26,16 @@ typedef struct {
   mo_catalogue catalogue;
   mo_tokens tokens;
   const mo_backend_table *table;
+  int device;
   mo_backend *backend;
   mo_plan plan;
+  mo_resume resume;
   mo_accumulator *accumulator;
   mo_results *results;
   mo_analysis analysis;
   mo_timing_row *timing;
   int64_t n_timing;
+  mo_engine_clock clock;
   char *model_name;
 } run_state;
 
@@ -58,7 +65,6 @@ static mo_status name_model(run_state *run) {
 static mo_status open_input(run_state *run) {
   const mo_config *config = run->config;
   MO_TRY(mo_model_files_for_run(config, &run->files));
-  MO_TRY(mo_backend_choose(config->engine.device, &run->table));
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
   MO_TRY(mo_model_read(&run->spec, run->files.config_json));
   MO_TRY(check_layers(run));
@@ -70,68 +76,65 @@ static mo_status open_input(run_state *run) {
 
 /* --- phase 2: the backend, and the plan, the same on every rank --- */
 
-static int count_cores(void) {
-  cpu_set_t set;
-  long online = sysconf(_SC_NPROCESSORS_ONLN);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return online > 0 ? (int)online : 1;
-  return CPU_COUNT(&set);
+/* Threads that start later inherit what this one may use. */
+static void use_cores(run_state *run) {
+  int ranks = mo_comm_local_size(run->comm);
+  if (mo_machine_widen(ranks) == MO_BINDING_REFUSED)
+    fprintf(stderr,
+            "moe-outliers: note: rank %d is bound to fewer cores than its share and may not change that: start it with "
+            "mpirun --bind-to none\n",
+            mo_comm_rank(run->comm));
+  mo_machine machine;
+  mo_machine_read(&machine, "");
+  run->cores = mo_machine_share(&machine, ranks);
 }
 
-/* Compute threads: an even share of the node's cores, within the cores this rank is bound to. */
+/* Compute threads. */
 static int choose_threads(const run_state *run) {
-  if (run->config->engine.threads > 0) return (int)run->config->engine.threads;
-  long online = sysconf(_SC_NPROCESSORS_ONLN);
-  int share = (int)(online / mo_comm_local_size(run->comm)), bound = count_cores();
-  if (share < 1) share = 1;
-  return share < bound ? share : bound;
+  return run->config->engine.threads > 0 ? (int)run->config->engine.threads : run->cores;
 }
 
 static mo_status open_backend(run_state *run) {
-  mo_backend_options options = {.precision = run->config->engine.precision,
-                                .threads = choose_threads(run),
-                                .device = mo_comm_local_rank(run->comm)};
+  mo_backend_options options = {
+      .precision = run->config->engine.precision, .threads = choose_threads(run), .device = run->device};
   return run->table->open(&run->backend, &options);
 }
 
-/* Memory of a rank for everything: what the config says, else three quarters of what is free, the same on all ranks. */
-static mo_status choose_memory(run_state *run, int64_t *bytes) {
-  if (run->config->engine.device_memory_gb > 0) {
-    *bytes = (int64_t)(run->config->engine.device_memory_gb * 1e9);
-    return MO_OK;
-  }
-  *bytes = run->table->available_memory(run->backend, mo_comm_local_size(run->comm)) / 4 * 3;
-  return mo_comm_allreduce(run->comm, bytes, 1, MO_MIN_I64);
+static int choose_readers(const run_state *run) {
+  int most = run->cores < MO_STREAM_READERS ? run->cores : MO_STREAM_READERS;
+  return run->config->engine.readers > 0 ? (int)run->config->engine.readers : most;
+}
+
+static mo_run_plan_job plan_job(const run_state *run) {
+  return (mo_run_plan_job){.comm = run->comm,
+                           .config = run->config,
+                           .spec = &run->spec,
+                           .catalogue = &run->catalogue,
+                           .tokens = &run->tokens,
+                           .backend = run->backend,
+                           .threads = choose_threads(run),
+                           .readers = choose_readers(run)};
 }
 
 static mo_status make_plan(run_state *run) {
-  const mo_config *config = run->config;
-  int64_t memory;
-  MO_TRY(choose_memory(run, &memory));
-  int64_t *stage_bytes = mo_alloc((size_t)run->catalogue.n_stages, sizeof *stage_bytes);
-  if (!stage_bytes) return MO_FAILED;
-  for (int64_t stage = 0; stage < run->catalogue.n_stages; stage++)
-    stage_bytes[stage] = run->catalogue.stages[stage].arena_bytes;
-  mo_plan_request request = {
-      .spec = &run->spec,
-      .n_sequences = run->tokens.n_sequences,
-      .length = run->tokens.length,
-      .micro_batch = config->engine.micro_batch,
-      .perplexity = config->analysis.perplexity,
-      .n_ranks = mo_comm_size(run->comm),
-      .activation_bytes = run->backend->activation_bytes,
-      .partition = config->engine.partition,
-      .stage_bytes = stage_bytes,
-      .element_bytes = run->spec.stored_bytes,
-      .memory_bytes = memory,
-      .bytes_per_second = 2e9,
-      .flops_per_second = 1e11,
-  };
-  mo_status status = mo_plan_make(&run->plan, &request);
-  free(stage_bytes);
-  return status;
+  mo_run_plan_job job = plan_job(run);
+  return mo_run_plan(&run->plan, &job);
 }
 
-/* --- phase 3: accumulator, the partial result file --- */
+/* --- phase 3: what an interrupted run left, accumulator, the partial result file --- */
+
+static mo_status open_resume(run_state *run) {
+  mo_resume_job job = {.comm = run->comm,
+                       .config = run->config,
+                       .config_json = run->files.config_json,
+                       .spec = &run->spec,
+                       .checkpoint = run->checkpoint,
+                       .tokens = &run->tokens,
+                       .backend = run->backend,
+                       .plan = &run->plan,
+                       .fresh = run->options->fresh};
+  return mo_resume_open(&run->resume, &job);
+}
 
 static mo_status open_accumulator(run_state *run) {
   mo_analysis_shape shape = {
@@ -178,7 +181,6 @@ static mo_status create_results(run_state *run) {
 /* --- phase 4: compute --- */
 
 static mo_status compute(run_state *run) {
-  int cores = count_cores();
   mo_engine_job job = {
       .comm = run->comm,
       .config = run->config,
@@ -190,12 +192,19 @@ static mo_status compute(run_state *run) {
       .backend = run->backend,
       .accumulator = run->accumulator,
       .results = run->results,
+      .resume = &run->resume,
       .timing = run->timing,
-      .readers = run->config->engine.readers > 0 ? (int)run->config->engine.readers
-                 : cores < 4                     ? cores
-                                                 : 4,
+      .clock = &run->clock,
+      .readers = choose_readers(run),
   };
   return mo_engine_run(&job, &run->n_timing);
+}
+
+static mo_status compare_time(const run_state *run) {
+  mo_run_plan_job job = plan_job(run);
+  mo_run_measure measure = {run->timing, run->n_timing, run->clock.opened, run->clock.done};
+  if (run->resume.n_kept > 0) return MO_OK; /* the times are of several runs */
+  return mo_run_compare_time(&job, &run->plan, &measure);
 }
 
 /* --- phase 5: the tables --- */
@@ -238,8 +247,8 @@ static void note_unused(const run_state *run) {
   if (!catalogue->unused_tensors) return;
   fprintf(stderr, "moe-outliers: note: %lld tensor%s of the checkpoint not used by the model%s\n",
           (long long)catalogue->unused_tensors, catalogue->unused_tensors == 1 ? "" : "s",
-          run->verbose ? ":" : " (--verbose names them)");
-  for (int64_t i = 0; run->verbose && i < catalogue->unused_tensors; i++) {
+          run->options->verbose ? ":" : " (--verbose names them)");
+  for (int64_t i = 0; run->options->verbose && i < catalogue->unused_tensors; i++) {
     const mo_tensor *t = catalogue->unused[i];
     fprintf(stderr, "moe-outliers: not used: %s, %s, %lld bytes (%s)\n", t->name, t->dtype_name, (long long)t->bytes,
             mo_checkpoint_file(run->checkpoint, t->file));
@@ -248,17 +257,26 @@ static void note_unused(const run_state *run) {
 
 static mo_status run_phases(run_state *run) {
   mo_comm *comm = run->comm;
+  mo_comm_heed_stop(comm, true);
+  use_cores(run);
   MO_TRY(mo_comm_join(comm, open_input(run)));
+  MO_TRY(mo_comm_join(comm, mo_devices_choose(comm, run->config->engine.device, &run->table, &run->device)));
   MO_TRY(mo_comm_join(comm, open_backend(run)));
   MO_TRY(mo_comm_join(comm, make_plan(run)));
+  MO_TRY(mo_comm_join(comm, open_resume(run)));
   MO_TRY(mo_comm_join(comm, open_accumulator(run)));
+  mo_comm_heed_stop(comm, false); /* parallel HDF5 has calls that all ranks must take part in */
   MO_TRY(mo_comm_join(comm, create_results(run)));
   if (mo_comm_rank(comm) == 0) {
     note_surplus(run);
     note_unused(run);
+    mo_resume_note(&run->resume);
   }
+  mo_comm_heed_stop(comm, true);
   MO_TRY(mo_comm_join(comm, compute(run)));
+  MO_TRY(mo_comm_join(comm, compare_time(run)));
   MO_TRY(mo_comm_join(comm, mo_analysis_reduce(&run->analysis, run->accumulator, comm)));
+  mo_comm_heed_stop(comm, false);
   MO_TRY(mo_comm_join(comm, write_tables(run)));
   mo_results *finished = run->results;
   run->results = NULL; /* mo_results_finish owns it now */
@@ -267,9 +285,20 @@ static mo_status run_phases(run_state *run) {
   return MO_OK;
 }
 
-mo_status mo_run(const mo_config *config, mo_comm *comm, bool verbose) {
-  run_state run = {.config = config, .comm = comm, .verbose = verbose, .started = mo_seconds()};
+/* The line of a run that ended because it was asked to. */
+static void describe_stop(const run_state *run) {
+  mo_error_clear();
+  (void)MO_FAIL(MO_STOPPED, "stopped by %s%s", mo_signals_name(mo_comm_stop_signal(run->comm)),
+                run->results ? "; saved; the same command continues"
+                             : " before anything was computed; the same command starts again");
+}
+
+mo_status mo_run(const mo_config *config, mo_comm *comm, const mo_run_options *options) {
+  run_state run = {.config = config, .comm = comm, .options = options, .started = mo_seconds()};
+  mo_signals_note();
   mo_status status = run_phases(&run);
+  if (status == MO_STOPPED) describe_stop(&run);
+  mo_resume_close(&run.resume, status == MO_OK);
   mo_results_discard(run.results);
   mo_analysis_free(&run.analysis);
   free(run.timing);

@@ -25,6 +25,10 @@ bool mo_transport_comes_from_peer(const mo_plan *plan, int64_t block) {
   return block > 0 && block < plan->n_blocks && plan->blocks[block - 1].rank != plan->blocks[block].rank;
 }
 
+bool mo_transport_passes(const mo_transport_job *job, int64_t block, int64_t micro) {
+  return mo_transport_comes_from_peer(job->plan, block) && job->start[micro] < job->plan->blocks[block].first_stage;
+}
+
 int64_t mo_transport_tag(const mo_plan *plan, int64_t block, int64_t micro) { return block * plan->n_micro + micro; }
 
 mo_status mo_transport_open(mo_transport **transport, const mo_transport_table *table, const mo_transport_job *job) {
@@ -32,16 +36,18 @@ mo_status mo_transport_open(mo_transport **transport, const mo_transport_table *
 }
 
 mo_status mo_transport_post_receives(mo_transport *transport, int64_t block) {
+  transport->block = block;
   if (!mo_transport_comes_from_peer(transport->job.plan, block)) return MO_OK;
   return transport->table->post_receives(transport, block);
 }
 
-mo_status mo_transport_await(mo_transport *transport, int64_t micro) {
-  return transport->table->await(transport, micro);
+mo_status mo_transport_arrived(mo_transport *transport, int64_t micro, bool *here) {
+  *here = !mo_transport_passes(&transport->job, transport->block, micro);
+  return *here ? MO_OK : transport->table->arrived(transport, micro, here);
 }
 
 mo_status mo_transport_send(mo_transport *transport, int64_t block, int64_t micro) {
-  if (!mo_transport_comes_from_peer(transport->job.plan, block + 1)) return MO_OK;
+  if (!mo_transport_passes(&transport->job, block + 1, micro)) return MO_OK;
   return transport->table->send(transport, block, micro);
 }
 

@@ -75,6 +75,7 @@ static mo_status mpi_post_receives(mo_transport *transport, int64_t block) {
   const mo_transport_job *job = &t->base.job;
   const mo_plan *plan = job->plan;
   for (int64_t micro = 0; micro < plan->n_micro; micro++) {
+    if (!mo_transport_passes(job, block, micro)) continue;
     MO_TRY(mo_comm_wait(job->comm, &t->sending[micro])); /* the rows may still be on their way out */
     MO_TRY(mo_comm_receive(job->comm, plan->blocks[block - 1].rank, mo_transport_tag(plan, block, micro),
                            host_rows(t, micro), job->rows[micro].rows, job->width, &t->receiving[micro]));
@@ -82,13 +83,13 @@ static mo_status mpi_post_receives(mo_transport *transport, int64_t block) {
   return MO_OK;
 }
 
-static mo_status mpi_await(mo_transport *transport, int64_t micro) {
+static mo_status mpi_arrived(mo_transport *transport, int64_t micro, bool *here) {
   mpi_transport *t = mpi_of(transport);
   const mo_transport_job *job = &t->base.job;
   const mo_backend_table *op = job->backend->table;
-  if (!t->receiving[micro]) return MO_OK;
-  MO_TRY(mo_comm_wait(job->comm, &t->receiving[micro]));
-  if (op->host_memory) return MO_OK;
+  MO_TRY(mo_comm_test(job->comm, &t->receiving[micro]));
+  *here = !t->receiving[micro];
+  if (!*here || op->host_memory) return MO_OK;
   return op->write_activations(job->backend, job->rows[micro].data, job->rows[micro].rows * job->width,
                                t->staging[micro]);
 }
@@ -114,7 +115,7 @@ static mo_status mpi_finish(mo_transport *transport) {
 const mo_transport_table mo_transport_mpi = {
     .open = mpi_open,
     .post_receives = mpi_post_receives,
-    .await = mpi_await,
+    .arrived = mpi_arrived,
     .send = mpi_send,
     .finish = mpi_finish,
     .close = mpi_close,

@@ -1,0 +1,43 @@
+/* Private to the pipeline: the plan of a run on the ranks and devices at hand, and how its prediction compares with the run. */
+#ifndef MO_PIPELINE_RUN_PLAN_H
+#define MO_PIPELINE_RUN_PLAN_H
+
+#include "moe_outliers/comm.h"
+#include "moe_outliers/plan.h"
+#include "moe_outliers/results.h"
+#include "moe_outliers/tokens.h"
+
+enum { MO_PLAN_RANKS_PER_NODE = 8 }; /* where nobody says how many */
+
+/* What the plan is made from; the caller's. */
+typedef struct {
+  mo_comm *comm;
+  const mo_config *config;
+  const mo_model_spec *spec;
+  const mo_catalogue *catalogue;
+  const mo_tokens *tokens;
+  mo_backend *backend;
+  int threads;         /* compute threads of this rank */
+  int readers;         /* threads that load weights */
+  int64_t first_stage; /* stages before it are done */
+} mo_run_plan_job;
+
+/* What the config says of the streamer, without stages and arena. */
+mo_stream_plan mo_run_stream(const mo_config *config, int readers);
+
+/* The same plan on every rank. Collective. */
+MO_CHECKED mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job);
+
+/* How long a rank took, for the comparison with the prediction. */
+typedef struct {
+  const mo_timing_row *rows; /* [n_rows] of its stages, in the order of the plan */
+  int64_t n_rows;
+  double opened, seconds; /* from the first read to the first task and to the last product */
+} mo_run_measure;
+
+/* Predict the time of the run from what its first stages took, each rank's share of them, and print it beside the measured
+ * time: one line on stderr of rank 0. Collective. */
+MO_CHECKED mo_status mo_run_compare_time(const mo_run_plan_job *job, const mo_plan *plan,
+                                         const mo_run_measure *measure);
+
+#endif
