@@ -17,7 +17,7 @@ MARK = "MOE_OUTLIERS_TEST_RUN"
 class Watched:
     """with Watched(args, ranks) as run: ... ; all its processes are gone at the end."""
 
-    def __init__(self, args, ranks=None, **more):
+    def __init__(self, args, ranks=None, variables=None, **more):
         self.mark = uuid.uuid4().hex
         self.lines = []
         self.process = subprocess.Popen(
@@ -25,7 +25,7 @@ class Watched:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=helpers.environment(**helpers.quick(ranks), **{MARK: self.mark}),
+            env=helpers.environment(**helpers.quick(ranks) | {MARK: self.mark} | (variables or {})),
             **more,
         )
         self.reader = threading.Thread(target=self._read, daemon=True)

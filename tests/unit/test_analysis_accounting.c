@@ -188,7 +188,7 @@ static void positions_contradict_counts(void **state) {
     const char *texts[3] = {"1 positions hit by 4 outlier values at 2 sites (sequence 0, feature 0)",
                             "1 positions hit by 0 outlier values at 0 sites (sequence 0, feature 1)",
                             "2 positions hit by 4 outlier values at 2 sites (sequence 0, feature 0)"};
-    mo_accumulator_add_positions(accumulator, words[kind]);
+    mo_accumulator_add_positions(accumulator, 0, 1, words[kind]);
     if (mo_comm_rank(comm) == 0) {
       reduce_fails(accumulator, texts[kind]);
     } else { /* only rank 0 makes tables */

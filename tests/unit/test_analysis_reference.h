@@ -146,7 +146,7 @@ static UNUSED mo_accumulator *accumulate(const dense *d, mo_comm *comm, int64_t 
     assert_int_equal(mo_accumulator_check_layer(accumulator, layer), MO_OK);
   }
   uint64_t *words = bitmap_of(d, rank, size);
-  mo_accumulator_add_positions(accumulator, words);
+  mo_accumulator_add_positions(accumulator, 0, d->shape.n_sequences, words);
   free(words);
   return accumulator;
 }

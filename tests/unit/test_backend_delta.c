@@ -1,5 +1,5 @@
 /* Gated DeltaNet of a backend against the recurrent form, one token after another, in double.
- * backends: cpu check */
+ * backends: cpu check cuda */
 #include "test_backend_fixture.h"
 
 typedef struct {
@@ -115,8 +115,8 @@ static void naive_normalise(const double *x, int64_t n, double scale, double *ou
 static void naive_head(const scene *s, int64_t h, const double *mixed, const double *beta, const double *decay,
                        double *out) {
   int64_t C = channels_of(s), group = h / (s->vh / s->kh);
-  double *state = doubles(s->kd * s->vd), q[64], k[64], d[64];
-  assert_true(s->kd <= 64 && s->vd <= 64);
+  double *state = doubles(s->kd * s->vd), q[128], k[128], d[128];
+  assert_true(s->kd <= 128 && s->vd <= 128);
   for (int64_t t = 0; t < s->S; t++) {
     const double *row = mixed + t * C, *v = row + 2 * s->kh * s->kd + h * s->vd;
     double kept = exp(decay[t * s->vh + h]), *o = out + t * s->vh * s->vd + h * s->vd;
@@ -173,6 +173,18 @@ static void delta_rule_of_each_shape(void **state) {
   check_rule(scene_of(1, 4, 32, 7, 4, 1, 70), 1, 2);
 }
 
+/* Head sizes of Qwen3-Next, which tensor cores may take: lengths around whole chunks, then several heads and sequences,
+ * strong decay, and values wider or narrower than keys. */
+static void delta_rule_of_large_heads(void **state) {
+  (void)state;
+  static const int64_t lengths[] = {1, 63, 64, 65, 130};
+  for (int i = 0; i < 5; i++) check_rule(scene_of(1, 2, 128, 128, 4, 1, lengths[i]), 1, 2);
+  check_rule(scene_of(2, 2, 128, 128, 4, 2, 65), 1, 2);
+  check_rule(scene_of(1, 2, 128, 128, 4, 1, 130), 60, 2);
+  check_rule(scene_of(1, 3, 128, 64, 4, 1, 70), 1, 2);
+  check_rule(scene_of(1, 1, 64, 128, 4, 1, 70), 1, 2);
+}
+
 /* Decay of almost nothing, and so strong that exponentials of sums over a chunk vanish. */
 static void delta_rule_of_weak_and_strong_decay(void **state) {
   (void)state;
@@ -215,13 +227,10 @@ int main(int argc, char **argv) {
   int skipped = choose_backend(argc, argv);
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
-      VARIANTS(convolution_and_gates),
-      VARIANTS(convolution_of_short_sequences),
-      VARIANTS(delta_rule_of_each_length),
-      VARIANTS(delta_rule_of_each_shape),
-      VARIANTS(delta_rule_of_weak_and_strong_decay),
-      VARIANTS(delta_rule_of_small_keys),
-      VARIANTS(gated_norm),
+      VARIANTS(convolution_and_gates),     VARIANTS(convolution_of_short_sequences),
+      VARIANTS(delta_rule_of_each_length), VARIANTS(delta_rule_of_each_shape),
+      VARIANTS(delta_rule_of_large_heads), VARIANTS(delta_rule_of_weak_and_strong_decay),
+      VARIANTS(delta_rule_of_small_keys),  VARIANTS(gated_norm),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,9 @@
-/* For the tests of backend operations: the backend named by argv[1] (cpu, check, cuda; default cpu), inputs in its
- * memory, and comparisons with references computed in double.
+/* For the tests of backend operations: the backend named by argv[1] (cpu, check, cuda, cuda-portable; default cpu), inputs
+ * in its memory, and comparisons with references computed in double. cuda-portable is cuda without the kernels that only
+ * some GPUs have.
  *
- * Every test runs in fp32 and in bf16, with 1 and with 2 threads; what it reads back must be the same bytes for
- * both numbers of threads. References round to bf16 where the contract says so ("rounds" in backend.h); results must
+ * Every test runs in fp32 and in bf16 with several seeds of its inputs, each with 1 and with 2 threads; what it reads back
+ * must be the same bytes for both numbers of threads, on a GPU thus in two runs. References round to bf16 where the contract says so ("rounds" in backend.h); results must
  * be bf16-representable, within a few bf16 ulps of the reference, and nearly all equal to it: where float32 and
  * double fall on different sides of a rounding boundary, a value may be one step off. */
 #ifndef TEST_BACKEND_FIXTURE_H
@@ -22,9 +23,11 @@
 
 #include "moe_outliers/backend.h"
 
+enum { SEEDS = 3 };
+
 typedef struct {
   mo_precision precision;
-  int threads;
+  int threads, seed;
   CMUnitTestFunction test;
 } variant;
 
@@ -32,11 +35,11 @@ static const mo_backend_table *op;
 static mo_backend *be;
 static bool bf16;
 static uint64_t test_random, digest;
-static void *device_blocks[64], *host_blocks[128];
+static void *device_blocks[1024], *host_blocks[2048];
 static int n_device, n_host;
 static struct {
   CMUnitTestFunction test;
-  uint64_t digest[2]; /* by precision: of what the test read back with one thread */
+  uint64_t digest[2][SEEDS]; /* by precision and seed: of what the test read back with one thread */
 } known_digests[64];
 
 static inline void ok(mo_status status) {
@@ -47,7 +50,7 @@ static inline int begin(void **state) {
   const variant *v = *state;
   mo_backend_options options = {.precision = v->precision, .threads = v->threads};
   bf16 = v->precision == MO_PRECISION_BF16;
-  test_random = 20261122;
+  test_random = 20261122 * (uint64_t)(2 * v->seed + 1);
   digest = 1469598103934665603u;
   n_device = n_host = 0;
   return op->open(&be, &options) == MO_OK ? 0 : -1;
@@ -61,8 +64,9 @@ static inline int end(void **state) {
   int i = 0;
   while (known_digests[i].test && known_digests[i].test != v->test) i++;
   known_digests[i].test = v->test;
-  if (v->threads == 1) known_digests[i].digest[v->precision] = digest;
-  if (known_digests[i].digest[v->precision] == digest) return 0;
+  uint64_t *known = &known_digests[i].digest[v->precision][v->seed];
+  if (v->threads == 1) *known = digest;
+  if (*known == digest) return 0;
   print_error("results with %d threads differ from those with 1\n", v->threads);
   return -1;
 }
@@ -247,29 +251,43 @@ static inline double silu(double x) { return x / (1 + exp(-x)); }
 
 /* --- running --- */
 
-#define VARIANT(function, precision, threads)                                 \
-  {                                                                           \
-#function "." #precision "." #threads, function, begin, end, &(variant) { \
-      MO_PRECISION_##precision, threads, function                             \
-    }                                                                         \
+#define VARIANT(function, precision, threads, seed)                                         \
+  {                                                                                         \
+#function "." #precision "." #threads ".seed" #seed, function, begin, end, &(variant) { \
+      MO_PRECISION_##precision, threads, seed, function                                     \
+    }                                                                                       \
   }
-/* The four entries of a test, for the list in main. */
-#define VARIANTS(function) \
-  VARIANT(function, FP32, 1), VARIANT(function, FP32, 2), VARIANT(function, BF16, 1), VARIANT(function, BF16, 2)
+#define SEED_VARIANTS(function, seed)                                                                   \
+  VARIANT(function, FP32, 1, seed), VARIANT(function, FP32, 2, seed), VARIANT(function, BF16, 1, seed), \
+      VARIANT(function, BF16, 2, seed)
+/* The entries of a test, for the list in main. */
+#define VARIANTS(function) SEED_VARIANTS(function, 0), SEED_VARIANTS(function, 1), SEED_VARIANTS(function, 2)
 
-/* 0; else the exit status with a reason printed: 77 (skipped) where the cuda backend cannot be had, 1 otherwise. */
+static inline bool gpu_is_there(void) {
+#ifdef MO_HAVE_CUDA
+  return mo_backend_cuda_count() > 0;
+#else
+  return false;
+#endif
+}
+
+/* 0; else the exit status with a reason printed: 77 (skipped) where there is no GPU, 1 otherwise. */
 static inline int choose_backend(int argc, char **argv) {
   const char *name = argc > 1 ? argv[1] : "cpu";
-  mo_device_choice device = strcmp(name, "cpu") == 0     ? MO_DEVICE_CPU
-                            : strcmp(name, "check") == 0 ? MO_DEVICE_CHECK
-                                                         : MO_DEVICE_CUDA;
+  bool cuda = strncmp(name, "cuda", 4) == 0;
+  mo_device_choice device = cuda ? MO_DEVICE_CUDA : strcmp(name, "check") == 0 ? MO_DEVICE_CHECK : MO_DEVICE_CPU;
   mo_backend_options options = {.precision = MO_PRECISION_FP32, .threads = 1};
+  if (cuda && !gpu_is_there()) {
+    print_message("skipped: no CUDA device\n");
+    return 77;
+  }
+  setenv("MO_CUDA_PORTABLE", strcmp(name, "cuda-portable") == 0 ? "1" : "0", 1);
   if (mo_backend_choose(device, &op) == MO_OK && op->open(&be, &options) == MO_OK) {
     op->close(be);
     return 0;
   }
   print_message("no backend %s: %s\n", name, mo_error_message());
-  return device == MO_DEVICE_CUDA ? 77 : 1;
+  return 1;
 }
 
 #endif

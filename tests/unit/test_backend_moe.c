@@ -1,5 +1,5 @@
 /* Experts and the combination of their outputs against loops over single tokens.
- * backends: cpu check */
+ * backends: cpu check cuda */
 #include "test_backend_moe_fixture.h"
 
 /* --- experts --- */
@@ -253,6 +253,18 @@ static void combine_in_order_of_expert(void **state) {
         }
   ok(op->combine(be, &s.spec, rows, &s.routing, T, out));
   expect_close("combine", result(out, T * H), want, T * H, (closeness){.slack = slack});
+
+  double *residual;
+  void *x = random_activations(T * H, 40, &residual), *sum = activations(residual, T * H);
+  for (int64_t i = 0; i < T * H; i++) {
+    want[i] = rounded(want[i] + residual[i]);
+    slack[i] += bf16 ? 0 : 2e-7 * fabs(residual[i]);
+  }
+  ok(op->combine_add(be, &s.spec, rows, &s.routing, T, x));
+  expect_close("combine_add", result(x, T * H), want, T * H, (closeness){.slack = slack});
+  ok(op->add(be, sum, out, T * H));
+  size_t bytes = (size_t)(T * H) * (size_t)be->activation_bytes;
+  assert_memory_equal(downloaded(x, bytes), downloaded(sum, bytes), bytes);
 }
 
 /* --- all three --- */

@@ -1,5 +1,6 @@
 /* MXFP4: every code under every scale decodes to the very bits that transformers makes of it (tests/references/mxfp4.h5, written
- * by scripts/make_references.py). Rows are looked up rather than multiplied, so that infinities do not meet zeros. */
+ * by scripts/make_references.py). Rows are looked up rather than multiplied, so that infinities do not meet zeros.
+ * backends: cpu check cuda */
 #include <hdf5.h>
 
 #include "test_backend_fixture.h"

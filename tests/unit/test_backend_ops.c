@@ -1,5 +1,5 @@
 /* Memory and the element-wise, row-wise and matrix operations of a backend, against naive double loops.
- * backends: cpu check */
+ * backends: cpu check cuda */
 #include "test_backend_fixture.h"
 
 static const mo_dtype dtypes[] = {MO_F32, MO_BF16, MO_F16};

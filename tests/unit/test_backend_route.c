@@ -1,5 +1,5 @@
 /* Routing of a backend against loops over single tokens.
- * backends: cpu check */
+ * backends: cpu check cuda */
 #include "test_backend_moe_fixture.h"
 
 static void naive_logits(const scene *s, int64_t t, double *logits) {

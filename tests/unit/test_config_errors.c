@@ -56,7 +56,7 @@ static void test_unknown_names(void **state) {
        "output, deployment"},
       {"engine: { warp = 1; };",
        "unknown key \"warp\" in section \"engine\" (test.cfg:2): its keys are device, precision, device_memory_gb, "
-       "micro_batch, partition, readers, threads"},
+       "host_memory_gb, micro_batch, partition, readers, threads, verify, checkpoint_seconds"},
       {"engine: { Device = \"cpu\"; };",
        "unknown key \"Device\" in section \"engine\" (test.cfg:2): did you mean \"device\"?"},
       {"deployment: { gpu = 1; };",

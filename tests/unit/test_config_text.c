@@ -28,10 +28,13 @@ static void assert_same(const mo_config *a, const mo_config *b) {
   assert_int_equal(a->engine.device, b->engine.device);
   assert_int_equal(a->engine.precision, b->engine.precision);
   assert_memory_equal(&a->engine.device_memory_gb, &b->engine.device_memory_gb, sizeof(double));
+  assert_memory_equal(&a->engine.host_memory_gb, &b->engine.host_memory_gb, sizeof(double));
+  assert_int_equal(a->engine.verify, b->engine.verify);
   assert_int_equal(a->engine.micro_batch, b->engine.micro_batch);
   assert_int_equal(a->engine.partition, b->engine.partition);
   assert_int_equal(a->engine.readers, b->engine.readers);
   assert_int_equal(a->engine.threads, b->engine.threads);
+  assert_true(a->engine.checkpoint_seconds == b->engine.checkpoint_seconds);
   assert_string_equal(a->output.path, b->output.path);
   assert_int_equal(a->output.all_activations, b->output.all_activations);
   assert_int_equal(a->output.n_activations, b->output.n_activations);
@@ -106,7 +109,7 @@ static void test_text_has_overrides_defaults_and_deployment(void **state) {
   assert_non_null(strstr(config.text, "  length = 7;\n"));
   assert_non_null(strstr(config.text, "  sequences = 16;\n"));
   assert_non_null(strstr(config.text, "  gpus = 2;\n"));
-  assert_null(strstr(config.text, "max_price"));
+  assert_null(strstr(config.text, "container_disk_gb"));
   assert_null(strstr(config.text, "tokens"));
   mo_config_free(&config);
 }

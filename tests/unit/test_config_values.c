@@ -18,8 +18,9 @@ static const char DESIGN[] =
     "data:     { tokens = \"data/glm.h5\"; sequences = 12; length = 1024; skip = 3; };\n"
     "analysis: { threshold = 5.5; min_layer_fraction = 0.5; min_position_fraction = 0.125; systematic_fraction = 0.75; "
     "            bootstrap = 77; seed = 9007199254740991L; perplexity = false; };\n"
-    "engine:   { device = \"cuda\"; precision = \"fp32\"; device_memory_gb = 7.25; micro_batch = 4;\n"
-    "            partition = \"interleaved\"; readers = 2; threads = 3; };\n"
+    "engine:   { device = \"cuda\"; precision = \"fp32\"; device_memory_gb = 7.25; host_memory_gb = 0.5; micro_batch = "
+    "4;\n"
+    "            partition = \"interleaved\"; readers = 2; threads = 3; verify = true; checkpoint_seconds = 1.5; };\n"
     "output:   { path = \"results/glm.h5\"; activations = ( 7, 0, 7, 2 ); overwrite = true; };\n"
     "deployment: { gpus = 2; gpu_filter = \"H100\"; max_price = 5.0; container_disk_gb = 250; };\n";
 
@@ -50,10 +51,13 @@ static void test_every_key_reaches_its_member(void **state) {
   assert_int_equal(c.engine.device, MO_DEVICE_CUDA);
   assert_int_equal(c.engine.precision, MO_PRECISION_FP32);
   assert_true(c.engine.device_memory_gb == 7.25);
+  assert_true(c.engine.host_memory_gb == 0.5);
+  assert_true(c.engine.verify);
   assert_int_equal(c.engine.micro_batch, 4);
   assert_int_equal(c.engine.partition, MO_PARTITION_INTERLEAVED);
   assert_int_equal(c.engine.readers, 2);
   assert_int_equal(c.engine.threads, 3);
+  assert_true(c.engine.checkpoint_seconds == 1.5);
   assert_string_equal(c.output.path, "results/glm.h5");
   assert_true(c.output.overwrite);
   assert_string_equal(c.directory, ".");
@@ -78,10 +82,13 @@ static void test_defaults(void **state) {
   assert_int_equal(c.engine.device, MO_DEVICE_AUTO);
   assert_int_equal(c.engine.precision, MO_PRECISION_BF16);
   assert_true(c.engine.device_memory_gb == 0.0);
+  assert_true(c.engine.host_memory_gb == 0.0);
+  assert_false(c.engine.verify);
   assert_int_equal(c.engine.micro_batch, 0);
   assert_int_equal(c.engine.partition, MO_PARTITION_AUTO);
   assert_int_equal(c.engine.readers, 0);
   assert_int_equal(c.engine.threads, 0);
+  assert_true(c.engine.checkpoint_seconds == 30);
   assert_int_equal(c.output.n_activations, 0);
   assert_null(c.output.activations);
   assert_false(c.output.all_activations);
@@ -129,7 +136,8 @@ static void test_ends_of_ranges_are_accepted(void **state) {
         "model: { path = \"m\"; }; data: { tokens = \"t\"; sequences = 1048576; length = 1; skip = 2147483647; };"
         "output: { path = \"o\"; activations = ( 0, 65535 ); };"
         "analysis: { threshold = 1e-30; min_layer_fraction = 0; min_position_fraction = 1; bootstrap = 0; };"
-        "engine: { micro_batch = 1048576; readers = 256; threads = 256; device_memory_gb = 10000; "
+        "engine: { micro_batch = 1048576; readers = 256; threads = 256; device_memory_gb = 10000; host_memory_gb = "
+        "10000; "
         "          device = \"check\"; };");
   assert_int_equal(c.data.sequences, 1048576);
   assert_true(c.analysis.threshold == 1e-30);

@@ -1,123 +1,10 @@
 /* The streamer: every byte arrives, in bounded memory, on both paths; errors and early ends leave nothing behind.
  *
- * The backend here is a fake. Its staged form copies as late as the contract allows, in upload_wait, so that a staging
- * buffer reused too early brings wrong bytes. */
+ * How the bytes are read, and verify, are tested in test_weights_storage.c. */
 #include <dirent.h>
-#include <pthread.h>
 #include <time.h>
 
-#include "moe_outliers/backend.h"
-#include "test_weights_fixture.h"
-
-/* --- the fake backend --- */
-
-enum { MAX_UPLOADS = 100000 };
-
-typedef struct {
-  mo_backend base; /* first: a backend begins with its table */
-  mo_backend_table table;
-  pthread_mutex_t lock;
-  pthread_cond_t opened;
-  bool gate_closed;               /* upload_wait blocks meanwhile */
-  int64_t fail_upload, fail_wait; /* ticket that fails, -1: none */
-  struct {
-    void *destination;
-    const void *host;
-    size_t bytes;
-  } uploads[MAX_UPLOADS];
-  int64_t n_uploads;
-  char *arena;
-  size_t arena_bytes;
-  int n_alloc, n_free, n_alloc_host, n_free_host;
-} fake;
-
-static mo_status fake_alloc(mo_backend *backend, size_t bytes, void **memory) {
-  fake *f = (fake *)backend;
-  *memory = f->arena = aligned_alloc(256, bytes);
-  assert_non_null(f->arena);
-  memset(f->arena, 0xee, bytes);
-  f->arena_bytes = bytes;
-  f->n_alloc++;
-  return MO_OK;
-}
-
-static void fake_free(mo_backend *backend, void *memory) {
-  ((fake *)backend)->n_free++;
-  free(memory);
-}
-
-static mo_status fake_alloc_host(mo_backend *backend, size_t bytes, void **memory) {
-  ((fake *)backend)->n_alloc_host++;
-  *memory = malloc(bytes);
-  return *memory ? MO_OK : MO_FAILED;
-}
-
-static void fake_free_host(mo_backend *backend, void *memory) {
-  ((fake *)backend)->n_free_host++;
-  free(memory);
-}
-
-static mo_status fake_upload(mo_backend *backend, void *destination, const void *host, size_t bytes, int64_t *ticket) {
-  fake *f = (fake *)backend;
-  pthread_mutex_lock(&f->lock);
-  *ticket = f->n_uploads++;
-  bool inside = (char *)destination >= f->arena && (char *)destination + bytes <= f->arena + f->arena_bytes;
-  bool good = *ticket < MAX_UPLOADS && *ticket != f->fail_upload && inside;
-  if (good) {
-    f->uploads[*ticket].destination = destination;
-    f->uploads[*ticket].host = host;
-    f->uploads[*ticket].bytes = bytes;
-  }
-  pthread_mutex_unlock(&f->lock);
-  return good ? MO_OK : MO_FAIL(MO_FAILED, "upload %d failed (fake): nothing to do", (int)*ticket);
-}
-
-static mo_status fake_upload_wait(mo_backend *backend, int64_t ticket) {
-  fake *f = (fake *)backend;
-  pthread_mutex_lock(&f->lock);
-  while (f->gate_closed) pthread_cond_wait(&f->opened, &f->lock);
-  if (ticket == f->fail_wait) {
-    pthread_mutex_unlock(&f->lock);
-    return MO_FAIL(MO_FAILED, "copy %d failed (fake): nothing to do", (int)ticket);
-  }
-  memcpy(f->uploads[ticket].destination, f->uploads[ticket].host, f->uploads[ticket].bytes);
-  pthread_mutex_unlock(&f->lock);
-  return MO_OK;
-}
-
-static fake *fake_open(bool host_memory) {
-  fake *f = calloc(1, sizeof *f);
-  assert_non_null(f);
-  f->table = (mo_backend_table){.name = "fake",
-                                .host_memory = host_memory,
-                                .alloc = fake_alloc,
-                                .free = fake_free,
-                                .alloc_host = fake_alloc_host,
-                                .free_host = fake_free_host,
-                                .upload = fake_upload,
-                                .upload_wait = fake_upload_wait};
-  f->base.table = &f->table;
-  f->fail_upload = f->fail_wait = -1;
-  pthread_mutex_init(&f->lock, NULL);
-  pthread_cond_init(&f->opened, NULL);
-  return f;
-}
-
-static void set_gate(fake *f, bool closed) {
-  pthread_mutex_lock(&f->lock);
-  f->gate_closed = closed;
-  pthread_cond_broadcast(&f->opened);
-  pthread_mutex_unlock(&f->lock);
-}
-
-/* All its memory was given back. */
-static void fake_close(fake *f) {
-  assert_int_equal(f->n_alloc, f->n_free);
-  assert_int_equal(f->n_alloc_host, f->n_free_host);
-  pthread_mutex_destroy(&f->lock);
-  pthread_cond_destroy(&f->opened);
-  free(f);
-}
+#include "test_weights_fake.h"
 
 /* --- a checkpoint of stages with tensors of odd sizes, and its catalogue --- */
 
@@ -190,7 +77,11 @@ static int remove_checkpoint(void **state) {
 }
 
 static mo_stream_plan plan_of(int64_t arena_bytes, int64_t chunk_bytes, int n_readers) {
-  return (mo_stream_plan){scene.order, STAGES, arena_bytes, chunk_bytes, n_readers};
+  return (mo_stream_plan){.stages = scene.order,
+                          .n_stages = STAGES,
+                          .arena_bytes = arena_bytes,
+                          .chunk_bytes = chunk_bytes,
+                          .n_readers = n_readers};
 }
 
 static mo_streamer *open_streamer(fake *f, const mo_stream_plan *plan) {
@@ -276,7 +167,9 @@ static void part_of_the_stages_in_any_order(void **state) {
   (void)state;
   const int64_t order[] = {7, 2, 23, 0};
   fake *f = fake_open(false);
-  mo_stream_plan plan = {order, 4, scene.largest, 300, 2};
+  mo_stream_plan plan = plan_of(scene.largest, 300, 2);
+  plan.stages = order;
+  plan.n_stages = 4;
   mo_streamer *streamer = open_streamer(f, &plan);
   for (int i = 0; i < 4; i++) {
     verify(f, acquired(streamer, order[i]), order[i]);
@@ -291,7 +184,7 @@ static void part_of_the_stages_in_any_order(void **state) {
 static void no_stages(void **state) {
   (void)state;
   fake *f = fake_open(false);
-  mo_stream_plan plan = {NULL, 0, 0, 0, 1};
+  mo_stream_plan plan = {.n_readers = 1};
   mo_streamer *streamer = open_streamer(f, &plan);
   const mo_stage_weights *w;
   expect_error(mo_streamer_acquire(streamer, 0, &w, NULL, NULL), MO_FAILED, "out of the plan's order");
@@ -319,7 +212,9 @@ static void bad_plans(void **state) {
   refused(&plan, "0 reader threads");
   plan = plan_of(scene.total, -1, 1);
   refused(&plan, "negative");
-  plan = (mo_stream_plan){&beyond, 1, scene.total, 0, 1};
+  plan = plan_of(scene.total, 0, 1);
+  plan.stages = &beyond;
+  plan.n_stages = 1;
   refused(&plan, "stage 24: the model has 0 to 23");
 }
 

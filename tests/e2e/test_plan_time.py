@@ -1,0 +1,176 @@
+"""`plan`: memory and predicted time; what `run` says of both afterwards, and that it keeps to its memory."""
+# cores: 1
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import helpers
+
+CONFIG = helpers.ROOT / "configs" / "06_glm_45_air.cfg"
+MODEL_CONFIG = helpers.ROOT / "configs" / "models" / "glm-4.5-air.json"
+# As the plan's `time` is: from what a node's storage gives and what a rank computes.
+RATES = ("--bandwidth", "10", "--tflops", "400")
+
+
+def plan(*args):
+    done = helpers.run(["plan", CONFIG, "-s", f"model.config={MODEL_CONFIG}", "--json", *args])
+    return json.loads(done.stdout)
+
+
+def test_time_of_one_rank_is_that_of_its_bytes():
+    """Bound by storage: all bytes at the storage's rate, then the products of the last stage."""
+    result = plan("--vram", "40", *RATES)
+    time = result["time"]
+    read = sum(result["stage_bytes"]) / 10e9
+    assert time["storage_alone"] == pytest.approx(read, rel=1e-9)
+    assert time["seconds"] == pytest.approx(read + result["stage_flops"][-1] / 400e12, rel=1e-6)
+    assert time["compute"] == pytest.approx(sum(result["stage_flops"]) / 400e12, rel=1e-9)
+    assert time["compute"] + time["load"] + time["bubble"] == pytest.approx(time["seconds"], rel=1e-9)
+    assert time["assumed_bytes_per_second"] == 10e9 and time["assumed_flops_per_second"] == 400e12
+
+
+def test_time_of_resident_weights_is_that_of_products():
+    result = plan("--bandwidth", "1e6", "--tflops", "0.5")
+    assert result["time"]["seconds"] == pytest.approx(sum(result["stage_flops"]) / 0.5e12, rel=1e-3)
+
+
+def test_interleaved_is_faster_where_memory_is_small():
+    """Each rank with a storage of its own, as on two nodes."""
+    args = ("--gpus", "2", "--per-node", "1", "--vram", "40", *RATES)
+    contiguous = plan(*args, "-s", "engine.partition=contiguous")
+    automatic = plan(*args)
+    assert automatic["partition"] == "interleaved" and "all ranks load all the time" in automatic["reason"]
+    assert contiguous["partition"] == "contiguous" and "engine.partition" in contiguous["reason"]
+    assert automatic["time"]["seconds"] < 0.65 * contiguous["time"]["seconds"]
+    read = sum(automatic["stage_bytes"]) / 2 / 10e9
+    assert read < automatic["time"]["seconds"] < 1.1 * read
+
+
+def test_contiguous_where_weights_fit():
+    result = plan("--gpus", "4", "--vram", "80")
+    assert result["partition"] == "contiguous" and "holds all its weights" in result["reason"]
+    assert len(result["blocks"]) == 4
+
+
+def test_memory_adds_up():
+    result = plan("--gpus", "2", "--vram", "24")
+    parts = ("activation_bytes", "position_bytes", "workspace_bytes", "scratch_bytes", "overhead_bytes")
+    beside = sum(result[part] for part in parts)
+    for rank in result["ranks"]:
+        assert rank["memory_bytes"] == rank["arena_bytes"] + beside <= 24e9
+    assert result["activation_bytes"] == 16 * 2048 * 4096 * 2
+    assert result["position_bytes"] == 4 * 2048 * 4096 / 8
+
+
+def test_cost():
+    result = plan("--gpus", "2", "--vram", "80", *RATES, "-s", "deployment.max_price=4.0")
+    hours = result["time"]["seconds"] / 3600
+    assert result["gpu_hours"] == pytest.approx(2 * hours, rel=1e-9)
+    assert result["dollars_at_most"] == pytest.approx(4 * hours, rel=1e-9)
+    on_cpu = plan("-s", "engine.device=cpu")
+    assert "gpu_hours" not in on_cpu
+
+
+def test_text():
+    args = ["plan", CONFIG, "-s", f"model.config={MODEL_CONFIG}", "--gpus", "2", "--vram", "24", *RATES]
+    text = helpers.run(args).stdout
+    result = plan("--gpus", "2", "--vram", "24", *RATES)
+    assert result["reason"] in text
+    assert f"{result['time']['seconds']:.3g} s, bound by storage" in text
+    assert "assumed: 10 GB/s from a node's storage, 400 TFLOP/s a rank" in text
+    assert "GPU-hours" in text and "$5 per hour" in text
+    assert max(map(len, text.splitlines())) <= 160
+
+
+@pytest.mark.parametrize("option", ("--bandwidth", "--tflops", "--per-node"))
+def test_wrong_rates(option):
+    done = helpers.run(["plan", CONFIG, option, "0"], check=False)
+    assert done.returncode == 2 and option in done.stderr
+
+
+# --- run ---
+
+
+@pytest.mark.parametrize("ranks", (None, 3))
+def test_run_says_what_was_predicted(tmp_path, ranks):
+    checkpoint = helpers.REFERENCES / "qwen3_moe_a"
+    config = helpers.write_config(
+        tmp_path / "r.cfg", helpers.run_sections(checkpoint, checkpoint / "tokens.h5", tmp_path / "r.h5")
+    )
+    done = helpers.run(["run", config], ranks, env=helpers.quick(ranks))
+    lines = re.findall(
+        r"^moe-outliers: predicted (\S+) s, measured (\S+) s .* bound by (storage|compute) "
+        r"\(rates of the first (\d+) of (\d+) stages: (\S+) GB/s and (\S+) TFLOP/s a rank\)$",
+        done.stderr,
+        re.MULTILINE,
+    )
+    assert len(lines) == 1, done.stderr
+    predicted, measured, _, first, stages, *rates = lines[0]
+    assert float(predicted) > 0 and float(measured) > 0 and all(float(rate) > 0 for rate in rates)
+    assert 0 < int(first) <= int(stages)
+
+
+SHAPES = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 512,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 8,
+    "head_dim": 64,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 256,
+    "num_experts": 64,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "vocab_size": 8000,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "max_position_embeddings": 4096,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "torch_dtype": "bfloat16",
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+
+# Prints its child's largest resident set; a process of its own, as that number is of all children so far.
+PEAK = """import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+sys.exit(code)"""
+
+
+def streaming_config(folder, memory):
+    (folder / "shapes.json").write_text(json.dumps(SHAPES))
+    sections = {
+        "model": {"path": "synthetic:0", "config": folder / "shapes.json"},
+        "data": {"tokens": "synthetic:0", "sequences": 2, "length": 32},
+        "engine": {"device": "cpu", "device_memory_gb": memory},
+        "output": {"path": folder / "r.h5"},
+    }
+    return helpers.write_config(folder / "r.cfg", sections)
+
+
+@pytest.mark.skipif(helpers.SLOW > 1, reason="sanitizers take memory of their own")
+def test_run_keeps_to_its_memory(tmp_path):
+    """A checkpoint ten times as large as the bound, which is the smallest that works."""
+    config = streaming_config(tmp_path, 1e-6)
+    refused = helpers.run(["run", config], check=False, env=helpers.quick())
+    smallest = float(re.search(r"the smallest that works is ([0-9.]+) GB", refused.stderr)[1])
+    below = helpers.run(["run", streaming_config(tmp_path, smallest - 2e-6)], check=False, env=helpers.quick())
+    assert below.returncode == 2 and "too small" in below.stderr and not (tmp_path / "r.h5").exists()
+    config = streaming_config(tmp_path, smallest)
+    bytes_read = json.loads(helpers.run(["plan", config, "--json"]).stdout)["checkpoint_bytes"]
+    assert bytes_read > 10e9 * smallest
+    command = [sys.executable, "-c", PEAK, *helpers.command(["run", config])]
+    done = subprocess.run(command, capture_output=True, text=True, env=helpers.environment(**helpers.quick()))
+    assert done.returncode == 0
+    assert int(done.stdout) < 1e9 * smallest
