@@ -26,10 +26,9 @@ Exit status: 0 all measured, 1 something failed (shown as such in the table), 2 
 END
 }
 
-fail() {
-  echo "gpu.sh: error: $2" >&2
-  exit "$1"
-}
+script=gpu.sh
+# shellcheck source=bench/steps.sh
+source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 
 # Configuration name, layers wanted (0: all), MiB of one layer's weights, measured with the peer by default.
 models=(
@@ -84,44 +83,11 @@ command -v "$python" >/dev/null || fail 2 "no Python ($python): set BENCH_PYTHON
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-failures=0
-
-# gpu FIELD...: what nvidia-smi says of the GPU used, without units; empty where it cannot tell
-gpu() { nvidia-smi --id="${CUDA_VISIBLE_DEVICES%%,*}" --query-gpu="$1" --format=csv,noheader,nounits || true; }
-
-note() { printf '%s\t%s\n' "$1" "$2" >>"$work/environment"; }
-
-# step NAME COMMAND...: output to $work/NAME, the command line to $work/commands without the folders of this machine,
-# the end of the error output shown
-step() {
-  local name=$1 begin=$SECONDS
-  shift
-  local line="$* "
-  line=${line//"$bin/"/}
-  line=${line//"$work/"/}
-  line=${line/#"$python "/python3 }
-  printf '%s\t%s\n' "$name" "${line% }" >>"$work/commands"
-  if timeout "$step_limit_s" "$@" >"$work/$name" 2>"$work/error"; then
-    printf 'gpu.sh: %-32s %3d s\n' "$name" $((SECONDS - begin)) >&2
-  else
-    printf 'gpu.sh: %-32s FAILED (%d) after %d s\n' "$name" $? $((SECONDS - begin)) >&2
-    tail -n 3 "$work/error" >&2
-    note "error_$name" "$(tail -n 1 "$work/error")"
-    failures=$((failures + 1))
-  fi
-}
 
 describe_machine() {
-  note date "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
-  note device "$(gpu name)"
-  note driver "$(gpu driver_version)"
-  note memory_mib "$(gpu memory.total)"
+  describe_gpu
+  describe_run "$original"
   note free_mib "$free_mib"
-  note power_limit_w "$(gpu power.limit)"
-  note max_sm_clock_mhz "$(gpu clocks.max.sm)"
-  note processors "$(nproc)"
-  note commit "${BENCH_COMMIT:-$(git describe --always --abbrev=12 --dirty 2>/dev/null || echo unknown)}"
-  note command_line "$original"
 }
 
 measure_limits() {
@@ -132,7 +98,7 @@ measure_limits() {
   elif head -c 4G /dev/zero >"$work/zeros"; then
     files=("$work/zeros")
   fi
-  step limits "$bin/bench_limits" "${files[@]}"
+  step limits "$bin/bench_limits" "${files[@]}" || true
   rm -f "$work/zeros"
 }
 
@@ -147,10 +113,10 @@ measure_model() {
   ((layers <= fitting)) || layers=$fitting
   local config=configs/models/$name.json
   note "layers_$name" "$layers"
-  step "forward-$name" "$bin/bench_forward" "$config" --layers "$layers"
+  step "forward-$name" "$bin/bench_forward" "$config" --layers "$layers" || true
   note "after_$name" "$(gpu clocks.sm,temperature.gpu,power.draw)"
   if $have_peer && { $all_peers || [[ $with_peer == peer ]]; }; then
-    step "peer-$name" "$python" bench/peer_transformers.py "$config" --layers "$layers" "${peer_options[@]}"
+    step "peer-$name" "$python" bench/peer_transformers.py "$config" --layers "$layers" "${peer_options[@]}" || true
   fi
 }
 
@@ -168,7 +134,7 @@ for model in "${models[@]}"; do
   # shellcheck disable=SC2086 # four words
   measure_model $model
 done
-step dense-again "$bin/bench_limits" --dense # how much the machine changed meanwhile
+step dense-again "$bin/bench_limits" --dense || true # how much the machine changed meanwhile
 
 "$python" bench/gpu_table.py "$work" "$result"
 ((failures == 0)) || fail 1 "$failures of the measurements failed: see above"

@@ -1,11 +1,12 @@
 /* The limits of this machine for the work: matrix products of the models' experts through cuBLAS, copies to and inside
  * the GPU, and weights from files to the GPU.
  *
- *   bench_limits [--dense] [FILE]... [--direct FILE...]
+ *   bench_limits [--dense | --files] [FILE]... [--direct FILE...]
  *
- * --dense measures the dense product alone. Each FILE is read through the page cache with 1, 4, 8 and 14 threads (warm
- * it first), those after --direct past it. Prints one JSON object a line: seconds are the best and the median of 10
- * repeats after a warm-up (files: one pass); rates (1e12 FLOP/s, 1e9 bytes/s) are those of the best. */
+ * --dense measures the dense product alone, --files only files. The FILEs are read one after the other through the page
+ * cache with 1, 4, 8 and 14 threads (warm them first), those after --direct past it. Prints one JSON object a line:
+ * seconds are the best and the median of 10 repeats after a warm-up (files: one pass, buffers made before); rates (1e12
+ * FLOP/s, 1e9 bytes/s) are those of the best. */
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -239,25 +240,46 @@ enum { CHUNK = 16 << 20, RING = 64 * CHUNK };
 typedef struct {
   const char *path;
   int fd;
-  size_t bytes, next; /* next: offset of the first chunk no reader has taken, under mutex */
+  size_t bytes;
+} source_file;
+
+typedef struct {
+  std::vector<source_file> files;
+  size_t file, next; /* the first chunk no reader has taken: file and offset, under mutex */
   pthread_mutex_t mutex;
-  char *ring; /* [RING] GPU memory that chunks land in */
+  pthread_barrier_t ready; /* all readers have their buffers */
+  char *ring;              /* [RING] GPU memory that chunks land in */
+  size_t landed;           /* bytes taken, under mutex */
 } file_stream;
 
-static size_t take_chunk(file_stream *f) {
+typedef struct {
+  const source_file *file;
+  size_t offset, bytes, place; /* place: in the ring */
+} chunk;
+
+static bool take_chunk(file_stream *f, chunk *c) {
   pthread_mutex_lock(&f->mutex);
-  size_t offset = f->next;
-  f->next += CHUNK;
+  bool some = f->file < f->files.size();
+  if (some) {
+    c->file = &f->files[f->file];
+    c->offset = f->next;
+    c->bytes = std::min((size_t)CHUNK, c->file->bytes - c->offset);
+    c->place = f->landed % RING;
+    f->landed += CHUNK;
+    f->next += CHUNK;
+    if (f->next >= c->file->bytes) f->file++, f->next = 0;
+  }
   pthread_mutex_unlock(&f->mutex);
-  return offset;
+  return some;
 }
 
 /* Asks for the whole chunk even where the file ends in it: reads past the page cache must be of whole blocks. */
-static void read_chunk(const file_stream *f, char *buffer, size_t offset, size_t bytes) {
-  for (size_t got = 0; got < bytes;) {
-    ssize_t n = pread(f->fd, buffer + got, CHUNK - got, (off_t)(offset + got));
+static void read_chunk(const chunk *c, char *buffer) {
+  for (size_t got = 0; got < c->bytes;) {
+    ssize_t n = pread(c->file->fd, buffer + got, CHUNK - got, (off_t)(c->offset + got));
     if (n <= 0) {
-      fprintf(stderr, "bench_limits: error: cannot read (%s): %s\n", f->path, n ? strerror(errno) : "file got shorter");
+      fprintf(stderr, "bench_limits: error: cannot read (%s): %s\n", c->file->path,
+              n ? strerror(errno) : "file got shorter");
       exit(1);
     }
     got += (size_t)n;
@@ -274,15 +296,16 @@ static void *read_chunks(void *argument) {
     CHECK(cudaEventCreate(&copied[i]));
     CHECK(cudaMallocHost((void **)&buffers[i], CHUNK));
   }
-  size_t offset;
-  for (int i = 0; (offset = take_chunk(f)) < f->bytes; i ^= 1) {
-    size_t bytes = std::min((size_t)CHUNK, f->bytes - offset);
+  pthread_barrier_wait(&f->ready);
+  chunk c;
+  for (int i = 0; take_chunk(f, &c); i ^= 1) {
     CHECK(cudaEventSynchronize(copied[i]));
-    read_chunk(f, buffers[i], offset, bytes);
-    CHECK(cudaMemcpyAsync(f->ring + offset % RING, buffers[i], bytes, cudaMemcpyHostToDevice, stream));
+    read_chunk(&c, buffers[i]);
+    CHECK(cudaMemcpyAsync(f->ring + c.place, buffers[i], c.bytes, cudaMemcpyHostToDevice, stream));
     CHECK(cudaEventRecord(copied[i], stream));
   }
   CHECK(cudaStreamSynchronize(stream));
+  pthread_barrier_wait(&f->ready);
   for (int i = 0; i < 2; i++) {
     CHECK(cudaEventDestroy(copied[i]));
     CHECK(cudaFreeHost(buffers[i]));
@@ -291,26 +314,40 @@ static void *read_chunks(void *argument) {
   return NULL;
 }
 
-static void measure_file(const char *path, int readers, bool direct) {
-  file_stream f = {path, open(path, O_RDONLY | (direct ? O_DIRECT : 0)), 0, 0, PTHREAD_MUTEX_INITIALIZER, NULL};
-  off_t bytes = f.fd < 0 ? -1 : lseek(f.fd, 0, SEEK_END);
+static size_t open_file(file_stream *f, const char *path, bool direct) {
+  source_file file = {path, open(path, O_RDONLY | (direct ? O_DIRECT : 0)), 0};
+  off_t bytes = file.fd < 0 ? -1 : lseek(file.fd, 0, SEEK_END);
   if (bytes <= 0) {
     fprintf(stderr, "bench_limits: error: cannot read (%s): %s\n", path, bytes ? strerror(errno) : "empty file");
     exit(1);
   }
-  f.bytes = (size_t)bytes;
+  file.bytes = (size_t)bytes;
+  f->files.push_back(file);
+  return file.bytes;
+}
+
+static void measure_files(const std::vector<const char *> &paths, int readers, bool direct) {
+  file_stream f = {{}, 0, 0, PTHREAD_MUTEX_INITIALIZER, {}, NULL, 0};
+  size_t bytes = 0;
+  for (const char *path : paths) bytes += open_file(&f, path, direct);
   CHECK(cudaMalloc(&f.ring, RING));
+  CHECK(pthread_barrier_init(&f.ready, NULL, (unsigned)readers + 1));
   pthread_t threads[MAX_READERS];
-  double begin = now();
   for (int i = 0; i < readers; i++) CHECK(pthread_create(&threads[i], NULL, read_chunks, &f));
-  for (int i = 0; i < readers; i++) CHECK(pthread_join(threads[i], NULL));
+  pthread_barrier_wait(&f.ready);
+  double begin = now();
+  pthread_barrier_wait(&f.ready);
   double seconds = now() - begin;
+  for (int i = 0; i < readers; i++) CHECK(pthread_join(threads[i], NULL));
   printf(
-      "{\"kind\": \"file\", \"name\": \"%s\", \"readers\": %d, \"bytes\": %zu, \"best_s\": %.6g, \"gb_per_s\": %.2f}\n",
-      direct ? "disk to GPU" : "page cache to GPU", readers, f.bytes, seconds, 1e-9 * (double)f.bytes / seconds);
+      "{\"kind\": \"file\", \"name\": \"%s\", \"readers\": %d, \"files\": %zu, \"bytes\": %zu, \"best_s\": %.6g, "
+      "\"gb_per_s\": %.2f}\n",
+      direct ? "disk to GPU" : "page cache to GPU", readers, paths.size(), bytes, seconds,
+      1e-9 * (double)bytes / seconds);
   fflush(stdout);
+  CHECK(pthread_barrier_destroy(&f.ready));
   CHECK(cudaFree(f.ring));
-  close(f.fd);
+  for (const source_file &file : f.files) close(file.fd);
 }
 
 static void report_versions() {
@@ -327,25 +364,28 @@ static void report_versions() {
 
 int main(int argc, char **argv) {
   static const int readers[] = {1, 4, 8, MAX_READERS};
-  bool dense_only = false, direct = false;
+  bool dense_only = false, files_only = false;
+  std::vector<const char *> files[2], *sink = &files[0]; /* through the page cache, past it */
   for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--dense") == 0) {
       dense_only = true;
-    } else if (argv[i][0] == '-' && strcmp(argv[i], "--direct") != 0) {
-      fprintf(stderr, "usage: bench_limits [--dense] [FILE]... [--direct FILE...]\n");
+    } else if (strcmp(argv[i], "--files") == 0) {
+      files_only = true;
+    } else if (strcmp(argv[i], "--direct") == 0) {
+      sink = &files[1];
+    } else if (argv[i][0] == '-') {
+      fprintf(stderr, "usage: bench_limits [--dense | --files] [FILE]... [--direct FILE...]\n");
       return 2;
+    } else {
+      sink->push_back(argv[i]);
     }
   }
   report_versions();
-  measure_products(dense_only);
+  if (!files_only) measure_products(dense_only);
   if (dense_only) return 0;
-  measure_copies();
-  for (int i = 1; i < argc; i++) {
-    if (strcmp(argv[i], "--direct") == 0) {
-      direct = true;
-      continue;
-    }
-    for (int count : readers) measure_file(argv[i], count, direct);
-  }
+  if (!files_only) measure_copies();
+  for (int direct = 0; direct < 2; direct++)
+    for (int count : readers)
+      if (!files[direct].empty()) measure_files(files[direct], count, direct);
   return 0;
 }

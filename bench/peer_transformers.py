@@ -3,12 +3,17 @@
 
     peer_transformers.py CONFIG.json [--layers L] [--sequences N] [--length S] [--batch B...] [--repeats R]
                          [--device cuda|cpu] [--reference]
+    peer_transformers.py FOLDER [--sequences N] [--length S] [--batch B...] [--device cuda|cpu]
 
 Hooks on both norms of every layer count, on the device, what the main program counts there: outlier features of each
 token, the largest magnitude and the features with any outlier in a sequence. Measured at the best settings known
 (grouped_mm experts, batches 16 and 4); --reference adds eager experts at batch 1 (two passes), as a plain script would
 run. Prints one JSON object a line: first the versions and the model, then each setting with the median, spread and all
 times of its passes over all sequences, after a warm-up pass; the fastest setting also without hooks.
+
+With the FOLDER of a checkpoint: the time to load it onto the device (the library's own default, four threads copying from
+the mapped files) and of the first pass with hooks, of the first batch size that fits; libraries are imported and the
+device is started before the clock.
 """
 
 import argparse
@@ -27,7 +32,7 @@ THRESHOLD = 6.0
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", type=pathlib.Path, metavar="CONFIG.json")
+    parser.add_argument("config", type=pathlib.Path, metavar="CONFIG.json|FOLDER")
     parser.add_argument("--layers", type=int, help="the first L layers only")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=2048)
@@ -54,6 +59,13 @@ def build_model(path, layers, device):
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model.eval()
+
+
+def load_model(folder, device):
+    """The model of a checkpoint, straight onto the device."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map=device)
+    model.eval().set_experts_implementation("grouped_mm")
+    return model
 
 
 class Observer:
@@ -118,13 +130,7 @@ def measure(model, tokens, experts, batch, hooks, device, repeats):
     return median
 
 
-def main():
-    arguments = parse_arguments()
-    torch.manual_seed(1)
-    torch.set_float32_matmul_precision("high")
-    begin = time.perf_counter()
-    model = build_model(arguments.config, arguments.layers, arguments.device)
-    synchronize(arguments.device)
+def emit_model(model, arguments, seconds):
     emit(
         "model",
         model_type=model.config.model_type,
@@ -133,13 +139,54 @@ def main():
         attention=model.config._attn_implementation,
         sequences=arguments.sequences,
         length=arguments.length,
-        init_s=time.perf_counter() - begin,
+        init_s=seconds,
         torch=torch.__version__,
         transformers=transformers.__version__,
         torch_cuda=torch.version.cuda,
     )
+
+
+def make_tokens(model, arguments):
     shape = (arguments.sequences, arguments.length)
-    tokens = torch.randint(0, model.config.vocab_size, shape, device=arguments.device)
+    return torch.randint(0, model.config.vocab_size, shape, device=arguments.device)
+
+
+def measure_checkpoint(arguments):
+    """Load and first pass. True if both succeeded."""
+    torch.zeros(1, device=arguments.device)
+    synchronize(arguments.device)
+    begin = time.perf_counter()
+    model = load_model(arguments.config, arguments.device)
+    synchronize(arguments.device)
+    load = time.perf_counter() - begin
+    emit_model(model, arguments, load)
+    tokens = make_tokens(model, arguments)
+    for batch in arguments.batch:
+        observer = Observer(model)
+        try:
+            first = one_pass(model, tokens, batch, observer, arguments.device)
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            emit("failed", experts="grouped_mm", batch=batch, hooks=True, error=str(error)[:300])
+            continue
+        finally:
+            observer.remove()
+        peak = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else None
+        emit("checkpoint", batch=batch, load_s=load, first_pass_s=first, total_s=load + first, peak_bytes=peak)
+        return True
+    return False
+
+
+def main():
+    arguments = parse_arguments()
+    torch.manual_seed(1)
+    torch.set_float32_matmul_precision("high")
+    if arguments.config.is_dir():
+        return 0 if measure_checkpoint(arguments) else 1
+    begin = time.perf_counter()
+    model = build_model(arguments.config, arguments.layers, arguments.device)
+    synchronize(arguments.device)
+    emit_model(model, arguments, time.perf_counter() - begin)
+    tokens = make_tokens(model, arguments)
     medians = {}
     for batch in arguments.batch:
         medians[batch] = measure(model, tokens, "grouped_mm", batch, True, arguments.device, arguments.repeats)

@@ -22,7 +22,7 @@ fi
 
 if command -v shellcheck >/dev/null; then
   say "shell scripts"
-  grep -rlE '^#!.*\bbash' scripts .ci | tr '\n' '\0' | xargs -0 shellcheck
+  grep -rlE '^#!.*\bbash' scripts bench .ci | tr '\n' '\0' | xargs -0 shellcheck -x
 else
   say "shell scripts: skipped, needs shellcheck (apt-get install shellcheck)"
 fi
