@@ -179,14 +179,15 @@ static mo_status on_site(void *context, int64_t layer, mo_site site, const void 
 static mo_status on_settle(void *context) {
   bench_model *m = context;
   mo_site_statistics statistics;
-  return m->statistics ? m->backend->table->site_results(m->backend, &statistics) : MO_OK;
+  if (m->statistics) MO_TRY(m->backend->table->site_results(m->backend, &statistics));
+  return m->poll ? m->poll(m->poll_context) : MO_OK;
 }
 
 static mo_status on_routing(void *context, int64_t layer, const int64_t *counts) {
-  (void)context;
+  bench_model *m = context;
   (void)layer;
   (void)counts;
-  return MO_OK;
+  return m->poll ? m->poll(m->poll_context) : MO_OK;
 }
 
 void bench_model_run(bench_model *m, int64_t index, int64_t first, int64_t n) {

@@ -17,6 +17,8 @@ typedef struct {
   int64_t sequences, length, micro;
   int64_t first; /* sequence of the micro-batch under way */
   bool statistics;
+  mo_status (*poll)(void *context); /* called in the middle and at the end of every layer; NULL: not */
+  void *poll_context;
 } bench_model;
 
 /* End the program with the error unless MO_OK; called `program` in the message. */

@@ -111,8 +111,21 @@ static void await_rows(mo_transport *transport, int64_t micro) {
   }
 }
 
+/* Rows that are taken while others are computed, as in a run. */
+typedef struct {
+  mo_transport *transport;
+  int64_t micro, n_micro;
+} coming;
+
+static mo_status take_coming(void *context) {
+  const coming *c = context;
+  bool here;
+  return c->micro < c->n_micro ? mo_transport_arrived(c->transport, c->micro, &here) : MO_OK;
+}
+
 static void run_block(pipeline *p, mo_transport *transport) {
   bench_model *m = &p->model;
+  m->poll = take_coming;
   int64_t index = mo_comm_rank(p->comm), first, n;
   layers_of(p->plan.blocks + index, &first, &n);
   bench_must(mo_transport_post_receives(transport, index));
@@ -120,15 +133,14 @@ static void run_block(pipeline *p, mo_transport *transport) {
     double begin = bench_now();
     await_rows(transport, i);
     p->await += bench_now() - begin;
-    for (int64_t layer = first; layer < first + n; layer++) { /* between layers the next rows are taken, as in a run */
-      bool here;
-      bench_model_run(m, i, layer, 1);
-      if (i + 1 < p->plan.n_micro) bench_must(mo_transport_arrived(transport, i + 1, &here));
-    }
+    coming next = {transport, i + 1, p->plan.n_micro};
+    m->poll_context = &next;
+    bench_model_run(m, i, first, n);
     begin = bench_now();
     bench_must(mo_transport_send(transport, index, i));
     p->send += bench_now() - begin;
   }
+  m->poll = NULL;
   bench_must(m->backend->table->sync(m->backend));
 }
 

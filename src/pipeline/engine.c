@@ -44,16 +44,31 @@ static int64_t values_of(const engine *e, int64_t sequences) {
   return sequences * e->job->plan->length * e->job->spec->hidden;
 }
 
+/* Note which rows are here by now. Also within tasks: a peer's transfer waits until this rank takes its part. */
+static mo_status look_for_rows(engine *e) {
+  for (int64_t micro; (micro = mo_schedule_awaited(&e->schedule)) >= 0;) {
+    bool here;
+    MO_TRY(mo_transport_arrived(e->transport, micro, &here));
+    if (!here) return MO_OK;
+    e->schedule.here[micro] = true;
+    if (e->schedule.next[micro] == e->schedule.first_stage)
+      mo_recorder_hold(e->recorder, micro, e->schedule.first_stage);
+  }
+  return MO_OK;
+}
+
 /* While weights are waited for. */
 static mo_status poll_waiting(void *context) {
   engine *e = context;
   mo_progress_stalled(&e->progress, mo_streamer_stalled(e->streamer));
+  MO_TRY(look_for_rows(e));
   return mo_comm_poll(e->job->comm);
 }
 
 /* Within a task: one that has begun is finished although the run is asked to stop, unless that takes too long. */
 static mo_status poll_in_task(engine *e) {
-  mo_status status = mo_comm_poll(e->job->comm);
+  mo_status status = look_for_rows(e);
+  if (status == MO_OK) status = mo_comm_poll(e->job->comm);
   if (status != MO_STOPPED) return status;
   if (e->stopping == 0) e->stopping = mo_seconds();
   return mo_seconds() - e->stopping < task_seconds ? MO_OK : MO_STOPPED;
@@ -77,7 +92,8 @@ static mo_status on_settle(void *context) {
   mo_site_statistics statistics;
   MO_TRY(e->op->site_results(e->job->backend, &statistics));
   MO_TRY(mo_recorder_site(e->recorder, e->site, &statistics));
-  return e->site == MO_SITE_LN_MLP ? mo_recorder_collect(e->recorder) : MO_OK;
+  if (e->site == MO_SITE_LN_MLP) MO_TRY(mo_recorder_collect(e->recorder));
+  return poll_in_task(e);
 }
 
 static mo_status on_routing(void *context, int64_t layer, const int64_t *counts) {
@@ -161,19 +177,6 @@ static mo_status run_task(engine *e, int64_t block, int64_t micro) {
 }
 
 /* --- a block --- */
-
-/* Note which rows are here by now. */
-static mo_status look_for_rows(engine *e) {
-  for (int64_t micro; (micro = mo_schedule_awaited(&e->schedule)) >= 0;) {
-    bool here;
-    MO_TRY(mo_transport_arrived(e->transport, micro, &here));
-    if (!here) return MO_OK;
-    e->schedule.here[micro] = true;
-    if (e->schedule.next[micro] == e->schedule.first_stage)
-      mo_recorder_hold(e->recorder, micro, e->schedule.first_stage);
-  }
-  return MO_OK;
-}
 
 /* There is nothing to compute at present: wait for weights, if it is only for them, or a little. A micro-batch that is
  * here may begin at a later stage than the one that is loaded: that one is passed over. */
