@@ -48,8 +48,8 @@ void mo_error_clear(void) {
 
 static void *checked(void *pointer, size_t count, size_t size) {
   if (!pointer)
-    (void)MO_FAIL(MO_FAILED, "out of memory (%zu x %zu bytes): use fewer sequences, more ranks or a larger machine", count,
-                  size);
+    (void)MO_FAIL(MO_FAILED, "out of memory (%zu x %zu bytes): use fewer sequences, more ranks or a larger machine",
+                  count, size);
   return pointer;
 }
 

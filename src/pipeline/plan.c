@@ -7,6 +7,8 @@
 #include "moe_outliers/layer.h"
 #include "pipeline/partition.h"
 
+#define LOOK_AHEAD INT64_C(8000000000) /* bytes of weights in memory at a time that always suffice */
+
 static mo_status fill_costs(mo_plan *plan, const mo_plan_request *request) {
   for (int64_t stage = 0; stage < plan->n_stages; stage++) {
     MO_TRY(mo_model_stage_cost(request->spec, stage, request->element_bytes, plan->n_sequences, plan->length,
@@ -76,7 +78,12 @@ static mo_status weight_budget(const mo_plan *plan, int64_t *budget) {
   for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++)
     if (plan->arena[stage] > largest) largest = plan->arena[stage];
   *budget = plan->memory_bytes ? plan->memory_bytes - others : INT64_MAX;
-  if (*budget >= largest) return MO_OK;
+  if (*budget >= largest) {
+    /* One rank uses each weight once, as it comes: more memory than looks ahead does not make it faster. */
+    int64_t ahead = LOOK_AHEAD > 4 * largest ? LOOK_AHEAD : 4 * largest;
+    if (plan->n_ranks == 1 && *budget > ahead) *budget = ahead;
+    return MO_OK;
+  }
   /* Rounded up, so that the number works when it is given. */
   return MO_FAIL(
       MO_INVALID,

@@ -284,7 +284,7 @@ static void reason(const mo_plan *plan, char *text, size_t size) {
              gb(room));
   else if (plan->partition == MO_PARTITION_CONTIGUOUS)
     snprintf(text, size, "one rank; its %.3f GB of weights stream through %.3f GB", gb(plan->contiguous_bytes),
-             gb(room));
+             gb(plan->arena_bytes[0]));
   else
     snprintf(text, size,
              "a rank's %.3f GB of weights do not fit in %.3f GB: blocks go round, so that all ranks load all the time",

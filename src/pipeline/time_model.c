@@ -192,8 +192,8 @@ static bool advance(simulation *s, double *speeds) {
   s->now = next;
   for (int rank = 0; rank < s->plan->n_ranks; rank++) {
     rank_state *r = s->ranks + rank;
-    /* Less than a byte is the rounding of the subtraction. */
-    if (r->placed > r->loaded && r->left < 1) r->loaded++;
+    /* Less than a byte, or than the clock can show, is rounding. */
+    if (r->placed > r->loaded && (r->left < 1 || s->now + r->left / speeds[rank] <= s->now)) r->loaded++;
     if (r->micro >= 0 && r->until <= s->now) end_compute(s, rank);
   }
   return true;

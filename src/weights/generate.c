@@ -119,24 +119,20 @@ static inline uint16_t to_f16(float x) { /* normal range only: smaller magnitude
 }
 
 static void fill_f32(uint64_t key, float mean, float scale, float *restrict out) {
-#pragma omp simd
   for (uint32_t i = 0; i < BLOCK; i++) out[i] = uniform(hash32(i, key), mean, scale);
 }
 
 static void fill_bf16(uint64_t key, float mean, float scale, uint16_t *restrict out) {
-#pragma omp simd
   for (uint32_t i = 0; i < BLOCK; i++) out[i] = to_bf16(uniform(hash32(i, key), mean, scale));
 }
 
 static void fill_f16(uint64_t key, float mean, float scale, uint16_t *restrict out) {
-#pragma omp simd
   for (uint32_t i = 0; i < BLOCK; i++) out[i] = to_f16(uniform(hash32(i, key), mean, scale));
 }
 
 /* MXFP4, four bytes of a hash: blocks hold any code, scales are 2^-8 .. 2^-5. */
 static void fill_mxfp4(uint64_t key, bool scales, uint32_t *restrict out) {
   uint32_t mask = scales ? 0x03030303u : 0xffffffffu, base = scales ? 0x77777777u : 0;
-#pragma omp simd
   for (uint32_t i = 0; i < BLOCK / 4; i++) out[i] = (hash32(i, key) & mask) + base;
 }
 

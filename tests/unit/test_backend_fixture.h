@@ -275,7 +275,12 @@ static inline bool gpu_is_there(void) {
 static inline int choose_backend(int argc, char **argv) {
   const char *name = argc > 1 ? argv[1] : "cpu";
   bool cuda = strncmp(name, "cuda", 4) == 0;
-  mo_device_choice device = cuda ? MO_DEVICE_CUDA : strcmp(name, "check") == 0 ? MO_DEVICE_CHECK : MO_DEVICE_CPU;
+  bool check = strcmp(name, "check") == 0;
+  if (!cuda && !check && strcmp(name, "cpu") != 0) {
+    print_message("no backend %s: cpu, check, cuda or cuda-portable\n", name);
+    return 1;
+  }
+  mo_device_choice device = cuda ? MO_DEVICE_CUDA : check ? MO_DEVICE_CHECK : MO_DEVICE_CPU;
   mo_backend_options options = {.precision = MO_PRECISION_FP32, .threads = 1};
   if (cuda && !gpu_is_there()) {
     print_message("skipped: no CUDA device\n");

@@ -38,6 +38,15 @@ static mo_status open_blas(cublasHandle_t *blas, cudaStream_t stream) {
   return MO_OK;
 }
 
+mo_status mo_cuda_expert_streams(mo_cuda *cuda) {
+  for (int i = 0; i < MO_CUDA_EXPERT_STREAMS && !cuda->expert_blas[i]; i++) {
+    MO_CUDA(cudaStreamCreateWithFlags(&cuda->experts[i], cudaStreamNonBlocking));
+    MO_CUDA(cudaEventCreateWithFlags(&cuda->join[i], cudaEventDisableTiming));
+    MO_TRY(open_blas(&cuda->expert_blas[i], cuda->experts[i])); /* a handle's workspace serves one stream at a time */
+  }
+  return MO_OK;
+}
+
 static mo_status create(mo_cuda *cuda) {
   enum { BLAS_WORKSPACE = 64 << 20 };
   cudaDeviceProp properties;
@@ -50,11 +59,7 @@ static mo_status create(mo_cuda *cuda) {
   MO_CUDA(cudaStreamCreateWithFlags(&cuda->fetch, cudaStreamNonBlocking));
   MO_CUDA(cudaEventCreateWithFlags(&cuda->scanned, cudaEventDisableTiming));
   MO_TRY(open_blas(&cuda->blas, cuda->stream));
-  for (int i = 0; i < MO_CUDA_EXPERT_STREAMS; i++) {
-    MO_CUDA(cudaStreamCreateWithFlags(&cuda->experts[i], cudaStreamNonBlocking));
-    MO_CUDA(cudaEventCreateWithFlags(&cuda->join[i], cudaEventDisableTiming));
-    MO_TRY(open_blas(&cuda->expert_blas[i], cuda->experts[i])); /* a handle's workspace serves one stream at a time */
-  }
+  if (!cuda->hopper || !cuda->bf16_run) MO_TRY(mo_cuda_expert_streams(cuda));
   MO_TRY(mo_cuda_uploads_open(cuda));
   MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
   MO_BLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));

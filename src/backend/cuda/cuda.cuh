@@ -93,6 +93,10 @@ static inline mo_status mo_cuda_error(cudaError_t code, const char *what, const 
                           cublasGetStatusString(mo_blas_code_), #call);                                  \
   } while (0)
 
+/* Make the streams and handles of experts if they are not there: opening them takes time and memory, and the grouped
+ * products do without. */
+MO_CHECKED mo_status mo_cuda_expert_streams(mo_cuda *cuda);
+
 /* Device scratch of a purpose, at least `bytes`, contents undefined, for `stream` and what forks from it later; what was
  * there must not be in use beside `stream`. Does not wait. */
 MO_CHECKED mo_status mo_cuda_scratch(mo_cuda *cuda, mo_scratch_use use, size_t bytes, void **memory);

@@ -373,6 +373,7 @@ mo_status cuda_experts(mo_backend *backend, const mo_model_spec *spec, const mo_
   if (mo_cuda_experts_hopper_fits(job.cuda, spec, weights, first, last))
     return mo_cuda_experts_hopper(job.cuda, spec, weights, x, routing, first, last, out);
 #endif
+  MO_TRY(mo_cuda_expert_streams(job.cuda));
   MO_TRY(reserve_rows(&job, last));
   MO_TRY(prepare(&job, last));
   return run_chunks(&job, last);
