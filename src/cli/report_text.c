@@ -85,7 +85,7 @@ static void print_summary(const mo_report_model *model, mo_table_style style, FI
   if (isnan(file->perplexity))
     fputs("not computed\n", out);
   else
-    fprintf(out, "%.4f\n", file->perplexity);
+    fprintf(out, file->perplexity < 1e6 ? "%.4f\n" : "%.4g\n", file->perplexity);
   item("outlier features", style, out);
   fprintf(out, "%" PRId64 ", %" PRId64 " of them systematic\n", summary->outlier_features,
           summary->systematic_features);

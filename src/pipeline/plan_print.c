@@ -274,14 +274,15 @@ static void print_memory(const overview *o, FILE *out) {
 }
 
 static void reason(const mo_plan *plan, char *text, size_t size) {
-  int64_t room = plan->memory_bytes - mo_plan_memory_beside(plan);
+  int64_t room = plan->memory_bytes - mo_plan_memory_beside(plan), largest = 0;
+  for (int rank = 0; rank < plan->n_ranks; rank++)
+    if (plan->resident_bytes[rank] > largest) largest = plan->resident_bytes[rank];
   if (plan->asked != MO_PARTITION_AUTO)
     snprintf(text, size, "as asked for (engine.partition)%s", plan->fits ? "" : ", though not all weights fit");
   else if (plan->fits && plan->memory_bytes == 0)
     snprintf(text, size, "the memory is not bounded (--vram), so each rank holds all its weights");
   else if (plan->fits)
-    snprintf(text, size, "each rank holds all its weights: %.3f GB at most, of %.3f GB", gb(plan->contiguous_bytes),
-             gb(room));
+    snprintf(text, size, "each rank holds all its weights: %.3f GB at most, of %.3f GB", gb(largest), gb(room));
   else if (plan->partition == MO_PARTITION_CONTIGUOUS)
     snprintf(text, size, "one rank; its %.3f GB of weights stream through %.3f GB", gb(plan->contiguous_bytes),
              gb(plan->arena_bytes[0]));

@@ -12,8 +12,16 @@
 #include "pipeline/resume.h"
 
 /* Keys that determine the result; a section's name stands for all of its keys. engine.micro_batch is added apart. */
-static const char *const keys[] = {"analysis",  "data.sequences",   "data.length",
-                                   "data.skip", "engine.precision", "output.activations"};
+static const char *const keys[] = {"analysis.threshold",
+                                   "analysis.min_layer_fraction",
+                                   "analysis.min_position_fraction",
+                                   "analysis.systematic_fraction",
+                                   "analysis.perplexity",
+                                   "data.sequences",
+                                   "data.length",
+                                   "data.skip",
+                                   "engine.precision",
+                                   "output.activations"};
 
 static bool matters(const char *section, size_t section_length, const char *key, size_t key_length) {
   for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {

@@ -57,7 +57,12 @@ static mo_status name_model(run_state *run) {
   size_t length = strlen(path);
   while (length > 1 && path[length - 1] == '/') path[--length] = '\0';
   const char *slash = strrchr(path, '/');
-  run->model_name = mo_strdup(name && name[0] ? name : slash && slash[1] ? slash + 1 : path);
+  if (!name || !name[0]) name = slash && slash[1] ? slash + 1 : path;
+  bool random = strncmp(path, "synthetic:", 10) == 0; /* nobody shall take its tables for the model's */
+  size_t size = strlen(name) + strlen(path) + sizeof " (random weights, )";
+  run->model_name = mo_alloc(size, 1);
+  if (run->model_name && random) snprintf(run->model_name, size, "%s (random weights, %s)", name, path);
+  if (run->model_name && !random) snprintf(run->model_name, size, "%s", name);
   free(path);
   return run->model_name ? MO_OK : MO_FAILED;
 }

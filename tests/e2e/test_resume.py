@@ -241,7 +241,6 @@ def assert_refused(folder, args, *texts):
 
 OTHERS = (
     ("analysis.threshold=3", "analysis.threshold has changed since the run was interrupted: 2.5, now 3.0 ("),
-    ("analysis.bootstrap=7", "analysis.bootstrap has changed since the run was interrupted: 10000, now 7 ("),
     ("analysis.perplexity=false", "analysis.perplexity has changed"),
     ("data.skip=1", "data.skip has changed since the run was interrupted: 0, now 1 ("),
     ("data.length=128", "data.length has changed"),
