@@ -161,7 +161,7 @@ static const char *find_value(const char *text, const char *name, size_t name_le
 static bool find_difference(const char *a, const char *b, const char **name, int *name_length) {
   for (const char *line = a; *line; line += strcspn(line, "\n"), line += *line == '\n') {
     const char *equals = strstr(line, " = ");
-    size_t n, m;
+    size_t n = 0, m = 0;
     if (!equals) return false;
     const char *mine = find_value(line, line, (size_t)(equals - line), &n);
     const char *other = find_value(b, line, (size_t)(equals - line), &m);
