@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import h5py
@@ -176,3 +177,17 @@ def small_disk(folder, size):
         yield
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+PEAK_OF_CHILD = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def library_bytes():
+    """Resident memory of a build with CUDA before it does anything: pages of that library's files, which no budget counts."""
+    command = [sys.executable, "-c", PEAK_OF_CHILD, str(program()), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    return max(0, int(done.stdout) - 32_000_000)

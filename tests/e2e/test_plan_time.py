@@ -173,4 +173,4 @@ def test_run_keeps_to_its_memory(tmp_path):
     command = [sys.executable, "-c", PEAK, *helpers.command(["run", config])]
     done = subprocess.run(command, capture_output=True, text=True, env=helpers.environment(**helpers.quick()))
     assert done.returncode == 0
-    assert int(done.stdout) < 1e9 * smallest
+    assert int(done.stdout) < 1e9 * smallest + helpers.library_bytes()
