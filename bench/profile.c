@@ -29,6 +29,8 @@ TIMED(0, norm,
       (b, s, w, x, r, n, o))
 TIMED(1, linear, (mo_backend * b, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y),
       (b, w, bias, x, M, y))
+TIMED(18, linear_add, (mo_backend * b, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y),
+      (b, w, bias, x, M, y))
 TIMED(2, rope, (mo_backend * b, const mo_model_spec *s, void *x, int64_t T, int64_t S, int64_t h), (b, s, x, T, S, h))
 TIMED(16, norm_rope,
       (mo_backend * b, const mo_model_spec *s, const mo_weight *w, void *x, int64_t T, int64_t S, int64_t h),
@@ -76,6 +78,7 @@ void profile_begin(mo_backend *backend, bool wait) {
   timed = *plain;
   timed.norm = timed_norm;
   timed.linear = timed_linear;
+  timed.linear_add = timed_linear_add;
   timed.rope = timed_rope;
   timed.norm_rope = timed_norm_rope;
   timed.attention = timed_attention;

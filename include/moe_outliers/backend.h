@@ -98,6 +98,10 @@ typedef struct {
   /* y [M, rows of w] = x [M, cols of w] w^T + bias (NULL: none); rounds once, after the bias. */
   mo_status (*linear)(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
                       void *y);
+  /* y [M, rows of w] += what linear gives, in fewer passes over memory than linear and add. The sum rounds; a backend may
+   * leave out the rounding before it. */
+  mo_status (*linear_add)(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                          void *y);
   /* x clamped to +-limit, in place. */
   mo_status (*clamp)(mo_backend *backend, void *x, int64_t count, float limit);
   /* x [T, heads, D] rotated in place; position of row t is t % S; cos, sin and the products round. */

@@ -12,7 +12,7 @@ struct mo_workspace {
   void *q, *k, *v;     /* projections of the mixer; an MLP's gate is in q, its up in k */
   void *gate;          /* [T, heads*D] output gate of attention */
   void *mixed;         /* [T, heads*D] output of the mixer; activation of an MLP */
-  void *out;           /* [T, H] what is added to the residual stream */
+  void *out;           /* [T, H] what the experts give, where a shared expert adds to it */
   void *expert_out;    /* [T*K, H] */
   float *beta, *decay; /* [T, vh] of DeltaNet */
   mo_routing routing;
@@ -148,7 +148,9 @@ static mo_status project(mo_workspace *ws, const mo_stage_weights *w, int64_t T)
   return finish_heads(ws, &w->one[MO_K_NORM], ws->k, T, kv_heads);
 }
 
-static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const mo_stage_weights *w, int64_t B) {
+/* x [T, H] += attention of the site's tensor. */
+static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const mo_stage_weights *w, int64_t B,
+                           void *x) {
   int64_t T = B * ws->S;
   MO_TRY(project(ws, w, T));
   MO_TRY(ws->op->attention(ws->backend, ws->spec, layer->window, maybe(w, MO_SINKS), ws->q, ws->k, ws->v, B, ws->S,
@@ -157,43 +159,44 @@ static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const m
     int64_t width = ws->spec->attention.heads * ws->spec->attention.head_dim;
     MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->mixed, ws->gate, T, width, width));
   }
-  return ws->op->linear(ws->backend, &w->one[MO_O], maybe(w, MO_O_BIAS), ws->mixed, T, ws->out);
+  return ws->op->linear_add(ws->backend, &w->one[MO_O], maybe(w, MO_O_BIAS), ws->mixed, T, x);
 }
 
-static mo_status deltanet(mo_workspace *ws, const mo_stage_weights *w, int64_t B) {
+/* x [T, H] += the gated DeltaNet of the site's tensor. */
+static mo_status deltanet(mo_workspace *ws, const mo_stage_weights *w, int64_t B, void *x) {
   int64_t T = B * ws->S;
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_DELTA_QKVZ], NULL, ws->normed, T, ws->q));
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_DELTA_BA], NULL, ws->normed, T, ws->k));
   MO_TRY(ws->op->delta_conv(ws->backend, ws->spec, w, ws->q, ws->k, B, ws->S, ws->v, ws->beta, ws->decay));
   MO_TRY(ws->op->delta_rule(ws->backend, ws->spec, ws->v, ws->beta, ws->decay, B, ws->S, ws->mixed));
   MO_TRY(ws->op->delta_norm(ws->backend, ws->spec, &w->one[MO_DELTA_NORM], ws->q, T, ws->mixed));
-  return ws->op->linear(ws->backend, &w->one[MO_DELTA_OUT], NULL, ws->mixed, T, ws->out);
+  return ws->op->linear_add(ws->backend, &w->one[MO_DELTA_OUT], NULL, ws->mixed, T, x);
 }
 
-/* out [T, H] = down(silu(gate x) * up x) of the site's tensor x: a dense layer's MLP or a shared expert. */
-static mo_status mlp(mo_workspace *ws, const mo_weight *gate, const mo_weight *gate_bias, const mo_weight *up,
-                     const mo_weight *up_bias, const mo_weight *down, const mo_weight *down_bias, int64_t T,
-                     void *out) {
+/* mixed = silu(gate x) * up x of the site's tensor x: what `down` of a dense layer's MLP or a shared expert takes. */
+static mo_status gate_up(mo_workspace *ws, const mo_weight *gate, const mo_weight *gate_bias, const mo_weight *up,
+                         const mo_weight *up_bias, int64_t T) {
   MO_TRY(ws->op->linear(ws->backend, gate, gate_bias, ws->normed, T, ws->q));
   MO_TRY(ws->op->linear(ws->backend, up, up_bias, ws->normed, T, ws->k));
-  MO_TRY(ws->op->glu(ws->backend, ws->q, ws->k, T * gate->rows, ws->mixed));
-  return ws->op->linear(ws->backend, down, down_bias, ws->mixed, T, out);
+  return ws->op->glu(ws->backend, ws->q, ws->k, T * gate->rows, ws->mixed);
 }
 
-static mo_status dense_mlp(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
-  return mlp(ws, &w->one[MO_GATE], maybe(w, MO_GATE_BIAS), &w->one[MO_UP], maybe(w, MO_UP_BIAS), &w->one[MO_DOWN],
-             maybe(w, MO_DOWN_BIAS), T, ws->out);
+/* x [T, H] += the MLP of the site's tensor. */
+static mo_status dense_mlp(mo_workspace *ws, const mo_stage_weights *w, int64_t T, void *x) {
+  MO_TRY(gate_up(ws, &w->one[MO_GATE], maybe(w, MO_GATE_BIAS), &w->one[MO_UP], maybe(w, MO_UP_BIAS), T));
+  return ws->op->linear_add(ws->backend, &w->one[MO_DOWN], maybe(w, MO_DOWN_BIAS), ws->mixed, T, x);
 }
 
 /* out += the shared expert's output, times sigmoid(its gate) where the model has one. expert_out is free by now. */
 static mo_status add_shared(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
   int64_t H = ws->spec->hidden;
-  MO_TRY(mlp(ws, &w->one[MO_SHARED_GATE], NULL, &w->one[MO_SHARED_UP], NULL, &w->one[MO_SHARED_DOWN], NULL, T,
-             ws->expert_out));
-  if (ws->spec->moe.shared == MO_SHARED_GATED) {
-    MO_TRY(ws->op->linear(ws->backend, &w->one[MO_SHARED_SCALE], NULL, ws->normed, T, ws->q));
-    MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->expert_out, ws->q, T, H, 1));
-  }
+  const mo_weight *down = &w->one[MO_SHARED_DOWN];
+  MO_TRY(gate_up(ws, &w->one[MO_SHARED_GATE], NULL, &w->one[MO_SHARED_UP], NULL, T));
+  if (ws->spec->moe.shared != MO_SHARED_GATED)
+    return ws->op->linear_add(ws->backend, down, NULL, ws->mixed, T, ws->out);
+  MO_TRY(ws->op->linear(ws->backend, down, NULL, ws->mixed, T, ws->expert_out));
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_SHARED_SCALE], NULL, ws->normed, T, ws->q));
+  MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->expert_out, ws->q, T, H, 1));
   return ws->op->add(ws->backend, ws->out, ws->expert_out, T * H);
 }
 
@@ -224,19 +227,16 @@ mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weigh
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_INPUT_NORM], x, T, H, ws->normed));
   MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_ATTN, ws->normed));
   if (spec->layers[layer].mixer == MO_MIXER_ATTENTION)
-    MO_TRY(attention(ws, &spec->layers[layer], weights, B));
+    MO_TRY(attention(ws, &spec->layers[layer], weights, B, x));
   else
-    MO_TRY(deltanet(ws, weights, B));
-  MO_TRY(ws->op->add(ws->backend, x, ws->out, T * H));
+    MO_TRY(deltanet(ws, weights, B, x));
   MO_TRY(settle(observer));
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_POST_NORM], x, T, H, ws->normed));
   MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_MLP, ws->normed));
-  if (spec->layers[layer].mlp == MO_MLP_MOE) {
+  if (spec->layers[layer].mlp == MO_MLP_MOE)
     MO_TRY(moe(ws, layer, weights, T, observer, x));
-  } else {
-    MO_TRY(dense_mlp(ws, weights, T));
-    MO_TRY(ws->op->add(ws->backend, x, ws->out, T * H));
-  }
+  else
+    MO_TRY(dense_mlp(ws, weights, T, x));
   return settle(observer);
 }
 

@@ -96,6 +96,22 @@ static void norm_of_zeros(void **state) {
   expect_close("norm", result(x, 10), zeros, 10, (closeness){0});
 }
 
+/* linear_add to random rows; product: what linear gives, slack: of that. Whether the product rounds on its own is the backend's
+ * choice: half a unit of its last place. */
+static void linear_add_case(const mo_weight *weight, const mo_weight *bias, const void *x, int64_t M,
+                            const double *product, double *slack) {
+  double *rows;
+  int64_t count = M * weight->rows;
+  void *y = random_activations(count, 40, &rows);
+  for (int64_t i = 0; i < count; i++) {
+    if (bf16) slack[i] += bf16_ulp(product[i]) / 2;
+    rows[i] = rounded(rows[i] + product[i]);
+  }
+  ok(op->linear_add(be, weight, bias, x, M, y));
+  expect_close("linear_add", result(y, count), rows, count,
+               (closeness){.relative = 1e-6, .ulps = 1, .unequal = 0.25, .slack = slack});
+}
+
 static void linear_case(mo_dtype dtype, bool biased, int64_t M, int64_t N, int64_t K) {
   double *x, *w, *b = NULL, *want = doubles(M * N), *slack = doubles(M * N);
   void *in = random_activations(M * K, 2, &x), *out = activations_out(M * N);
@@ -105,6 +121,7 @@ static void linear_case(mo_dtype dtype, bool biased, int64_t M, int64_t N, int64
   for (int64_t i = 0; i < M * N; i++) want[i] = rounded(want[i]);
   ok(op->linear(be, &weight, biased ? &bias : NULL, in, M, out));
   expect_close("linear", result(out, M * N), want, M * N, (closeness){.ulps = 1, .unequal = 0.005, .slack = slack});
+  linear_add_case(&weight, biased ? &bias : NULL, in, M, want, slack);
 }
 
 /* A weight stored [K, N] gives the same as one stored [N, K]. */

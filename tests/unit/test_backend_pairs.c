@@ -44,6 +44,10 @@ static void linear_case(twin_weight w, const twin_weight *bias, int64_t M) {
   ok(op->linear(be, &w.here, bias ? &bias->here : NULL, x.here, M, y.here));
   ok(cpu_op->linear(cpu, &w.cpu, bias ? &bias->cpu : NULL, x.cpu, M, y.cpu));
   expect_same("linear", y, M * N, (nearness){.ulps = 1, .spread = 1e-5, .unequal = 0.01});
+  twin sum = twin_random(M * N, 40);
+  ok(op->linear_add(be, &w.here, bias ? &bias->here : NULL, x.here, M, sum.here));
+  ok(cpu_op->linear_add(cpu, &w.cpu, bias ? &bias->cpu : NULL, x.cpu, M, sum.cpu));
+  expect_same("linear_add", sum, M * N, (nearness){.ulps = 1, .spread = 0x1p-6, .unequal = 0.25});
 }
 
 static void linear(void **state) {

@@ -179,6 +179,13 @@ static mo_status check_linear(mo_backend *backend, const mo_weight *weight, cons
   return written(y, M * weight->rows, unchanged(&w, status, "linear"), "linear");
 }
 
+static mo_status check_linear_add(mo_backend *backend, const mo_weight *weight, const mo_weight *bias, const void *x,
+                                  int64_t M, void *y) {
+  witness w;
+  MO_TRY(keep(&w, x, M * weight->cols));
+  return unchanged(&w, mo_backend_cpu.linear_add(inner(backend), weight, bias, x, M, y), "linear_add");
+}
+
 static mo_status check_clamp(mo_backend *backend, void *x, int64_t count, float limit) {
   return mo_backend_cpu.clamp(inner(backend), x, count, limit);
 }
@@ -359,6 +366,7 @@ const mo_backend_table mo_backend_check = {
     .embed = check_embed,
     .norm = check_norm,
     .linear = check_linear,
+    .linear_add = check_linear_add,
     .clamp = check_clamp,
     .rope = check_rope,
     .norm_rope = check_norm_rope,

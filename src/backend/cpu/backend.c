@@ -155,6 +155,7 @@ const mo_backend_table mo_backend_cpu = {
     .embed = cpu_embed,
     .norm = cpu_norm,
     .linear = cpu_linear,
+    .linear_add = cpu_linear_add,
     .clamp = cpu_clamp,
     .rope = cpu_rope,
     .norm_rope = cpu_norm_rope,

@@ -99,6 +99,7 @@ static inline float mo_expf(float x) {
 mo_status cpu_embed(mo_backend *, const mo_weight *, const int32_t *, int64_t, void *);
 mo_status cpu_norm(mo_backend *, const mo_norm_spec *, const mo_weight *, const void *, int64_t, int64_t, void *);
 mo_status cpu_linear(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
+mo_status cpu_linear_add(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
 mo_status cpu_clamp(mo_backend *, void *, int64_t, float);
 mo_status cpu_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
 mo_status cpu_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, void *, int64_t, int64_t, int64_t);

@@ -82,6 +82,15 @@ void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t 
               (int)w->cols, 0.0f, y, (int)ldy);
 }
 
+/* y += the tile's values, rounded sums. */
+static void add_tile(bool round, const float *values, int64_t m, int64_t n, float *y, int64_t ldy) {
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) {
+      float sum = y[i * ldy + j] + values[i * n + j];
+      y[i * ldy + j] = round ? mo_round_bf16(sum) : sum;
+    }
+}
+
 static void finish_tile(bool round, const float *bias, int64_t m, int64_t n, float *y, int64_t ldy) {
   if (!bias && !round) return;
   for (int64_t i = 0; i < m; i++)
@@ -91,25 +100,39 @@ static void finish_tile(bool round, const float *bias, int64_t m, int64_t n, flo
     }
 }
 
-mo_status cpu_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
-                     void *y) {
-  return mo_cpu_product(mo_cpu_of(backend), w, bias, x, M, true, y);
-}
-
-mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round,
-                         void *y) {
+/* y = or += the product, which rounds if `round`. */
+static mo_status product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round,
+                         bool add, void *y) {
   int64_t N = w->rows, K = w->cols;
   int64_t row_tiles = (M + MO_TILE_ROWS - 1) / MO_TILE_ROWS, col_tiles = (N + MO_TILE_COLS - 1) / MO_TILE_COLS;
-  MO_TRY(mo_cpu_reserve(cpu, (size_t)(MO_TILE_COLS * (K + 1)) * sizeof(float)));
+  int64_t sums = add ? MO_TILE_ROWS : 0;
+  MO_TRY(mo_cpu_reserve(cpu, (size_t)(MO_TILE_COLS * (K + 1 + sums)) * sizeof(float)));
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->threads)
   for (int64_t tile = 0; tile < row_tiles * col_tiles; tile++) {
     int64_t m0 = tile % row_tiles * MO_TILE_ROWS, n0 = tile / row_tiles * MO_TILE_COLS;
     int64_t m = M - m0 < MO_TILE_ROWS ? M - m0 : MO_TILE_ROWS, n = N - n0 < MO_TILE_COLS ? N - n0 : MO_TILE_COLS;
     float *panel = mo_cpu_scratch(cpu, omp_get_thread_num()), *b = panel + MO_TILE_COLS * K;
-    float *out = (float *)y + m0 * N + n0;
-    mo_cpu_tile(cpu, w, (const float *)x + m0 * K, m, n0, n, panel, out, N);
+    float *to = (float *)y + m0 * N + n0, *out = add ? b + MO_TILE_COLS : to;
+    int64_t pitch = add ? n : N;
+    mo_cpu_tile(cpu, w, (const float *)x + m0 * K, m, n0, n, panel, out, pitch);
     if (bias && bias->data) mo_cpu_convert(cpu, bias, n0, n, b);
-    finish_tile(round && cpu->bf16, bias && bias->data ? b : NULL, m, n, out, N);
+    finish_tile(round && cpu->bf16, bias && bias->data ? b : NULL, m, n, out, pitch);
+    if (add) add_tile(cpu->bf16, out, m, n, to, N);
   }
   return MO_OK;
+}
+
+mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, bool round,
+                         void *y) {
+  return product(cpu, w, bias, x, M, round, false, y);
+}
+
+mo_status cpu_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                     void *y) {
+  return product(mo_cpu_of(backend), w, bias, x, M, true, false, y);
+}
+
+mo_status cpu_linear_add(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                         void *y) {
+  return product(mo_cpu_of(backend), w, bias, x, M, true, true, y);
 }

@@ -30,7 +30,7 @@ static sizes sizes_of(const mo_backend_load *load) {
 static int64_t thread_scratch(const mo_backend_load *load, const sizes *z) {
   const mo_model_spec *spec = load->spec;
   int64_t kd = spec->delta.k_dim, vd = spec->delta.v_dim;
-  int64_t floats = MO_TILE_COLS * (z->widest + 1); /* linear; norms take less */
+  int64_t floats = MO_TILE_COLS * (z->widest + 1 + MO_TILE_ROWS); /* linear_add; norms take less */
   floats = larger(floats, MO_QUERY_BLOCK * z->S);
   floats = larger(floats, MO_VOCAB_TILE * (z->H + smaller(z->S, MO_NLL_ROWS)));
   if (z->E)

@@ -271,6 +271,7 @@ static mo_backend_table make_table(void) {
   t.embed = cuda_embed;
   t.norm = cuda_norm;
   t.linear = cuda_linear;
+  t.linear_add = cuda_linear_add;
   t.clamp = cuda_clamp;
   t.rope = cuda_rope;
   t.norm_rope = cuda_norm_rope;

@@ -158,6 +158,7 @@ mo_status cuda_checksum(mo_backend *, const void *, size_t, uint64_t *);
 mo_status cuda_embed(mo_backend *, const mo_weight *, const int32_t *, int64_t, void *);
 mo_status cuda_norm(mo_backend *, const mo_norm_spec *, const mo_weight *, const void *, int64_t, int64_t, void *);
 mo_status cuda_linear(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
+mo_status cuda_linear_add(mo_backend *, const mo_weight *, const mo_weight *, const void *, int64_t, void *);
 mo_status cuda_clamp(mo_backend *, void *, int64_t, float);
 mo_status cuda_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
 mo_status cuda_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, void *, int64_t, int64_t, int64_t);

@@ -7,37 +7,39 @@ static cublasHandle_t handle_of(const mo_cuda *cuda, cudaStream_t stream) {
   return cuda->blas;
 }
 
-/* Column-major view: y^T [N, M] = w [N, K] x^T. */
+/* Column-major view: y^T [N, M] = w [N, K] x^T + kept * y^T. */
 static mo_status gemm(mo_cuda *cuda, cudaStream_t stream, const void *x, const void *w, int64_t M, int64_t N, int64_t K,
-                      void *y, cudaDataType_t y_type, int64_t ldy) {
-  const float one = 1, zero = 0;
+                      float kept, void *y, cudaDataType_t y_type, int64_t ldy) {
+  const float one = 1;
   cudaDataType_t type = cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F;
   cublasComputeType_t compute = cuda->bf16_run ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC;
   if (M == 0 || N == 0) return MO_OK;
   MO_BLAS(cublasGemmEx(handle_of(cuda, stream), CUBLAS_OP_T, CUBLAS_OP_N, (int)N, (int)M, (int)K, &one, w, type, (int)K,
-                       x, type, (int)K, &zero, y, y_type, (int)ldy, compute, CUBLAS_GEMM_DEFAULT));
+                       x, type, (int)K, &kept, y, y_type, (int)ldy, compute, CUBLAS_GEMM_DEFAULT));
   return MO_OK;
 }
 
 mo_status mo_cuda_gemm(mo_cuda *cuda, cudaStream_t stream, const void *x, const void *w, int64_t M, int64_t N,
                        int64_t K, void *y, int64_t ldy) {
-  return gemm(cuda, stream, x, w, M, N, K, y, cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, ldy);
+  return gemm(cuda, stream, x, w, M, N, K, 0, y, cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, ldy);
 }
 
 mo_status mo_cuda_gemm_float(mo_cuda *cuda, cudaStream_t stream, const void *x, const void *w, int64_t M, int64_t N,
                              int64_t K, float *y, int64_t ldy) {
-  return gemm(cuda, stream, x, w, M, N, K, y, CUDA_R_32F, ldy);
+  return gemm(cuda, stream, x, w, M, N, K, 0, y, CUDA_R_32F, ldy);
 }
 
-/* y [M, N] = sums + bias, rounded once. */
-template <typename T>
+/* y [M, N] = sums + bias, rounded; ADD: y += that. */
+template <typename T, bool ADD>
 __global__ void add_bias(const float *sums, const float *bias, int64_t M, int64_t N, T *y) {
-  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < M * N; i += (int64_t)gridDim.x * blockDim.x)
-    y[i] = from_float<T>(sums[i] + bias[i % N]);
+  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < M * N; i += (int64_t)gridDim.x * blockDim.x) {
+    float value = rounded<T>(sums[i] + bias[i % N]);
+    y[i] = from_float<T>(ADD ? to_float(y[i]) + value : value);
+  }
 }
 
 /* With a bias: slices of rows go through float32, because cuBLAS may round a bf16 product before it adds what is there. */
-template <typename T>
+template <typename T, bool ADD>
 static mo_status biased_product(mo_cuda *cuda, const void *x, const void *matrix, const mo_weight *bias, int64_t M,
                                 int64_t N, int64_t K, void *y) {
   int64_t most = MO_CUDA_BIASED_VALUES / N > 1 ? MO_CUDA_BIASED_VALUES / N : 1;
@@ -49,16 +51,15 @@ static mo_status biased_product(mo_cuda *cuda, const void *x, const void *matrix
   for (int64_t row = 0; row < M; row += most) {
     int64_t m = M - row < most ? M - row : most;
     MO_TRY(mo_cuda_gemm_float(cuda, cuda->stream, (const T *)x + row * K, matrix, m, N, K, (float *)sums, N));
-    add_bias<T><<<cuda->multiprocessors * 16, 256, 0, cuda->stream>>>((const float *)sums, (const float *)vector, m, N,
-                                                                      (T *)y + row * N);
+    add_bias<T, ADD><<<cuda->multiprocessors * 16, 256, 0, cuda->stream>>>((const float *)sums, (const float *)vector,
+                                                                           m, N, (T *)y + row * N);
     MO_LAUNCHED("add_bias");
   }
   return MO_OK;
 }
 
-mo_status cuda_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
-                      void *y) {
-  mo_cuda *cuda = mo_cuda_of(backend);
+template <bool ADD>
+static mo_status product(mo_cuda *cuda, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M, void *y) {
   void *room = NULL;
   const void *matrix;
   if (M == 0) return MO_OK;
@@ -66,6 +67,20 @@ mo_status cuda_linear(mo_backend *backend, const mo_weight *w, const mo_weight *
     MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_WEIGHT, (size_t)(w->rows * w->cols) * (size_t)cuda->base.activation_bytes,
                            &room));
   MO_TRY(mo_cuda_matrix(cuda, w, cuda->stream, room, &matrix));
-  if (bias && bias->data) return MO_BY_TYPE(cuda, biased_product, cuda, x, matrix, bias, M, w->rows, w->cols, y);
-  return mo_cuda_gemm(cuda, cuda->stream, x, matrix, M, w->rows, w->cols, y, w->rows);
+  if (bias && bias->data) {
+    if (cuda->bf16_run) return biased_product<bf16, ADD>(cuda, x, matrix, bias, M, w->rows, w->cols, y);
+    return biased_product<float, ADD>(cuda, x, matrix, bias, M, w->rows, w->cols, y);
+  }
+  return gemm(cuda, cuda->stream, x, matrix, M, w->rows, w->cols, ADD ? 1 : 0, y,
+              cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, w->rows);
+}
+
+mo_status cuda_linear(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                      void *y) {
+  return product<false>(mo_cuda_of(backend), w, bias, x, M, y);
+}
+
+mo_status cuda_linear_add(mo_backend *backend, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
+                          void *y) {
+  return product<true>(mo_cuda_of(backend), w, bias, x, M, y);
 }
