@@ -74,6 +74,10 @@ static void make_plan(pipeline *p) {
     bench_must(MO_FAIL(MO_INVALID, "%d ranks but only %" PRId64 " layers: use fewer ranks", request.n_ranks,
                        m->spec.n_layers));
   bench_must(mo_plan_make(&p->plan, &request));
+  if (request.n_ranks == 1) { /* planned to stream stage after stage; here all weights stay */
+    p->plan.n_blocks = 1;
+    p->plan.blocks[0].n_stages = p->plan.n_stages;
+  }
   if (p->plan.n_blocks != request.n_ranks)
     bench_must(
         MO_FAIL(MO_FAILED, "%" PRId64 " blocks on %d ranks: each should have one", p->plan.n_blocks, request.n_ranks));
