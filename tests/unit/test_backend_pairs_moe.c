@@ -368,9 +368,9 @@ static void check_range(const expert_case *c, const mo_model_spec *spec, const m
 static void experts_of_given_rows(void **state) {
   (void)state;
   static const int64_t counts[][9] = {{0, 1, 63, 64, 65, 127, 128, 129, 300}, {129, 300, 0, 0, 128, 64, 1, 255, 0}};
-  static const int64_t widths[][2] = {{72, 40}, {136, 264}},
+  static const int64_t widths[][2] = {{72, 40}, {136, 264}, {520, 136}},
                        ranges[][2] = {{0, 9}, {0, 1}, {1, 2}, {2, 7}, {5, 9}, {8, 9}};
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < 6; i++) {
     expert_case c = {0, 9, 1, widths[i / 2][0], widths[i / 2][1], i == 2 ? NEIGHBOURS : SEPARATE, MO_BF16};
     for (int e = 0; e < 9; e++) c.T += counts[i % 2][e];
     mo_model_spec spec = moe_spec(c.E, c.K, c.H, c.F);

@@ -4,8 +4,8 @@
  * one expert by 256 rows of weights (gate_up: 128 of gate and the same 128 of up, so that a thread holds both
  * factors of the activation). Weights come by TMA through a map per expert; the rows of x are gathered by cp.async
  * straight from the residual stream's norm, without a copy in routed order. Blocks of a cluster work on neighbouring
- * row tiles of one expert and share its weights. Sums run over k in order: results depend on neither the grid nor
- * the cluster. */
+ * row tiles of one expert and share its weights; where only one row tile of an expert is left, each takes its own column
+ * of it. Sums run over k in order: results depend on neither the grid nor the cluster. */
 #include "backend/cuda/experts_hopper.cuh"
 
 #include "backend/cuda/hopper.cuh"
@@ -27,10 +27,16 @@ enum : int {
   SHARED_BYTES = STAGES * STAGE_BYTES + 1024 + 2 * STAGES * 8 /* 1024: alignment of the swizzle */
 };
 
+/* Row units of experts: pairs of row tiles, one for each block of a cluster, and single ones. */
+static_assert(CLUSTER == 2, "row tiles are paired");
+typedef struct alignas(8) {
+  int32_t pairs, singles;
+} row_units;
+
 /* What both kernels know about the experts, in device memory: entries 0 .. n. */
 typedef struct {
-  int32_t start[MOST_EXPERTS + 1]; /* first routed row */
-  int32_t unit[MOST_EXPERTS + 1];  /* row units (CLUSTER tiles) of the experts before */
+  row_units before[MOST_EXPERTS + 1]; /* of the experts before */
+  int32_t start[MOST_EXPERTS + 1];    /* first routed row */
 } expert_table;
 
 typedef struct {
@@ -67,27 +73,45 @@ static __device__ void write_map(const CUtensorMap *model, const void *address, 
       : "memory");
 }
 
-/* Where a tile lies: its expert, first routed row, rows left in the expert from there, and column of tiles. */
+/* Where a tile lies: its expert, first routed row, rows left in the expert from there (none: it is not there), column of
+ * tiles, and whether the cluster's blocks have the same rows and different columns. */
 typedef struct {
   int expert, row, left, column;
+  bool apart;
 } tile;
+
+static __device__ __forceinline__ row_units units_before(const expert_table *table, int expert) {
+  int2 both = __ldg((const int2 *)table->before + expert);
+  return {both.x, both.y};
+}
+
+/* Of a cluster: pairs of row tiles column by column, single ones two columns at a time. */
+static __device__ __forceinline__ int tiles_of(const product_job &job, row_units units) {
+  return units.pairs * job.columns + units.singles * ((job.columns + CLUSTER - 1) / CLUSTER);
+}
 
 /* Tile `index` in the order of experts; `*expert` moves forward from call to call. */
 static __device__ __forceinline__ tile find_tile(const product_job &job, int index, int *expert) {
   const expert_table *table = job.table;
-  int e = *expert;
-  while (index >= __ldg(&table->unit[e + 1]) * job.columns) e++;
+  int e = *expert, block = (int)hopper::cluster_block();
+  while (index >= tiles_of(job, units_before(table, e + 1))) e++;
   *expert = e;
-  int before = __ldg(&table->unit[e]), units = __ldg(&table->unit[e + 1]) - before;
-  int local = index - before * job.columns, group = local / (ROW_GROUP * job.columns);
-  int rest = local - group * ROW_GROUP * job.columns, size = min(ROW_GROUP, units - group * ROW_GROUP);
-  int unit = group * ROW_GROUP + rest % size;
+  row_units before = units_before(table, e);
+  int pairs = units_before(table, e + 1).pairs - before.pairs, local = index - tiles_of(job, before);
   tile t;
   t.expert = e;
-  t.column = rest / size;
-  int first = (unit * CLUSTER + (int)hopper::cluster_block()) * TILE_ROWS, start = __ldg(&table->start[e]);
-  t.row = start + first;
-  t.left = __ldg(&table->start[e + 1]) - t.row;
+  t.apart = local >= pairs * job.columns;
+  if (t.apart) {
+    t.row = pairs * CLUSTER * TILE_ROWS;
+    t.column = (local - pairs * job.columns) * CLUSTER + block;
+  } else {
+    int group = local / (ROW_GROUP * job.columns), size = min(ROW_GROUP, pairs - group * ROW_GROUP);
+    int rest = local - group * ROW_GROUP * job.columns;
+    t.row = ((group * ROW_GROUP + rest % size) * CLUSTER + block) * TILE_ROWS;
+    t.column = rest / size;
+  }
+  t.row += __ldg(&table->start[e]);
+  t.left = t.column < job.columns ? __ldg(&table->start[e + 1]) - t.row : 0;
   return t;
 }
 
@@ -99,23 +123,28 @@ typedef struct {
 static __device__ __forceinline__ uint32_t stage_a(const ring &r, int stage) { return r.stages + stage * STAGE_BYTES; }
 static __device__ __forceinline__ uint32_t stage_b(const ring &r, int stage) { return stage_a(r, stage) + A_BYTES; }
 
-/* This block's share of the weights of a stage goes to all blocks of the cluster. */
+/* A share of the weights of a stage, to this block or to all of the cluster. */
+static __device__ __forceinline__ void load_share(uint32_t to, const CUtensorMap *map, uint32_t barrier, int k, int from,
+                                                  bool to_all) {
+  if (to_all)
+    hopper::copy_box_to_all(to, map, barrier, k * TILE_K, from, (1 << CLUSTER) - 1);
+  else
+    hopper::copy_box(to, map, barrier, k * TILE_K, from);
+}
+
+/* This block's share of the weights of a stage goes to all blocks of the cluster; apart, each block loads all of its own. */
 template <bool GATE_UP>
 static __device__ __forceinline__ void load_weights(const product_job &job, const ring &r, int stage, const tile &t,
                                                     int k) {
-  enum : int { SHARE = TILE_WEIGHTS / CLUSTER };
-  const uint16_t all = (1 << CLUSTER) - 1;
-  int block = (int)hopper::cluster_block();
-  uint32_t to = stage_b(r, stage), barrier = r.full + 8 * stage;
+  enum : int { WIDTH = GATE_UP ? TILE_WEIGHTS / 2 : TILE_WEIGHTS, SHARE = WIDTH / CLUSTER };
   const CUtensorMap *map = job.maps + t.expert;
-  if (GATE_UP) {
-    int from = t.column * (TILE_WEIGHTS / 2) + block * (SHARE / 2);
-    to += block * (SHARE / 2) * TILE_K * 2;
-    hopper::copy_box_to_all(to, map, barrier, k * TILE_K, from, all);
-    hopper::copy_box_to_all(to + B_BYTES / 2, map + job.n, barrier, k * TILE_K, from, all);
-  } else {
-    hopper::copy_box_to_all(to + block * SHARE * TILE_K * 2, map, barrier, k * TILE_K,
-                            t.column * TILE_WEIGHTS + block * SHARE, all);
+#pragma unroll
+  for (int share = 0; share < CLUSTER; share++) {
+    if (!t.apart && share != (int)hopper::cluster_block()) continue;
+    uint32_t to = stage_b(r, stage) + share * SHARE * TILE_K * 2, barrier = r.full + 8 * stage;
+    int from = t.column * WIDTH + share * SHARE;
+    load_share(to, map, barrier, k, from, !t.apart);
+    if (GATE_UP) load_share(to + B_BYTES / 2, map + job.n, barrier, k, from, !t.apart);
   }
 }
 
@@ -289,8 +318,8 @@ static __global__ void prepare_experts(const __grid_constant__ preparation p, in
   int e = (int)blockIdx.x, warp = (int)threadIdx.x / 32;
   if (threadIdx.x == 0) {
     table->start[e] = p.table.start[e];
-    table->unit[e] = p.table.unit[e];
-    if (e == n - 1) table->start[n] = p.table.start[n], table->unit[n] = p.table.unit[n];
+    table->before[e] = p.table.before[e];
+    if (e == n - 1) table->start[n] = p.table.start[n], table->before[n] = p.table.before[n];
   }
   const void *address = warp == 0 ? p.gate[e] : warp == 1 ? p.up[e] : p.down[e];
   write_map(warp < 2 ? &p.gate_up_map : &p.down_map, address, &room[warp], maps + warp * n + e);
@@ -302,7 +331,7 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS
   extern __shared__ char memory[];
   ring r = open_ring(memory, GATE_UP ? 1 + 128 : 1);
   int first = (int)blockIdx.x / CLUSTER, stride = (int)gridDim.x / CLUSTER;
-  int n_tiles = __ldg(&job.table->unit[job.n]) * job.columns;
+  int n_tiles = tiles_of(job, units_before(job.table, job.n));
   if (threadIdx.x < 128) {
     hopper::fewer_registers<56>();
     if (GATE_UP || threadIdx.x == 0) produce<GATE_UP>(job, &rows_map, r, first, n_tiles, stride);
@@ -340,19 +369,20 @@ bool mo_cuda_experts_hopper_fits(const mo_cuda *cuda, const mo_model_spec *spec,
 
 static mo_status fill_preparation(preparation *p, const mo_model_spec *spec, const mo_stage_weights *weights,
                                   const mo_routing *routing, int64_t first, int64_t n) {
-  enum : int { UNIT_ROWS = CLUSTER * TILE_ROWS };
-  int64_t units = 0;
+  row_units units = {0, 0};
   for (int64_t i = 0; i < n; i++) {
     int64_t e = first + i;
     p->gate[i] = weights->expert_gate[e].data;
     p->up[i] = weights->expert_up[e].data;
     p->down[i] = weights->expert_down[e].data;
     p->table.start[i] = (int32_t)routing->start[e];
-    p->table.unit[i] = (int32_t)units;
-    units += (routing->start[e + 1] - routing->start[e] + UNIT_ROWS - 1) / UNIT_ROWS;
+    p->table.before[i] = units;
+    int64_t tiles = (routing->start[e + 1] - routing->start[e] + TILE_ROWS - 1) / TILE_ROWS;
+    units.pairs += (int32_t)(tiles / CLUSTER);
+    units.singles += (int32_t)(tiles % CLUSTER);
   }
   p->table.start[n] = (int32_t)routing->start[first + n];
-  p->table.unit[n] = (int32_t)units;
+  p->table.before[n] = units;
   int64_t H = spec->hidden, F = spec->moe.width;
   MO_TRY(make_map(&p->gate_up_map, p->gate[0], F, H, TILE_WEIGHTS / 2 / CLUSTER));
   return make_map(&p->down_map, p->down[0], H, F, TILE_WEIGHTS / CLUSTER);
