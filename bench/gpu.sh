@@ -66,9 +66,7 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $result ]] || fail 2 "no result file given: see --help"
-[[ ! -e $result ]] || fail 2 "result file exists ($result): give another path, results are never overwritten"
-[[ -d $(dirname "$result") ]] || fail 2 "no such folder ($(dirname "$result")): make it"
+check_result "$result"
 
 if [[ -n ${BENCH_BIN:-} ]]; then BENCH_BIN=$(realpath -m -- "$BENCH_BIN"); fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

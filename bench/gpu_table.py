@@ -166,25 +166,30 @@ def limit_rows(data):
     return rows
 
 
-def main():
-    if len(sys.argv) != 3:
-        print("usage: gpu_table.py FOLDER RESULT.json", file=sys.stderr)
-        return 2
-    data = collect(pathlib.Path(sys.argv[1]))
-    with open(sys.argv[2], "x", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
+def print_tables(data):
     print_heading(data)
     print_models(data)
     if rows := setting_rows(data):
         print_table(["peer: setting", "median, s", "spread, s", "peak, GiB"], rows)
     if rows := limit_rows(data):
         print_table(["limit of this machine", "best of 10; files: one pass"], rows)
+
+
+def main(collect_data, print_data):
+    """What a script like this does: the JSON file of what collect_data(folder) returns, its tables, the commands."""
+    if len(sys.argv) != 3:
+        print(f"usage: {pathlib.Path(sys.argv[0]).name} FOLDER RESULT.json", file=sys.stderr)
+        return 2
+    data = collect_data(pathlib.Path(sys.argv[1]))
+    with open(sys.argv[2], "x", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
+    print_data(data)
     print("Command lines:\n")
-    for command in [data["environment"]["command_line"], *data["commands"].values()]:
+    for command in [data["environment"]["command_line"], *dict.fromkeys(data["commands"].values())]:
         print("   ", command)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(collect, print_tables))

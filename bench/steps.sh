@@ -9,6 +9,13 @@ fail() {
   exit "$1"
 }
 
+# check_result PATH: refuses one that no result can be written to
+check_result() {
+  [[ -n $1 ]] || fail 2 "no result file given: see --help"
+  [[ ! -e $1 ]] || fail 2 "result file exists ($1): give another path, results are never overwritten"
+  [[ -d $(dirname "$1") ]] || fail 2 "no such folder ($(dirname "$1")): make it"
+}
+
 # gpu FIELD...: what nvidia-smi says of the first GPU used, without units; empty where it cannot tell
 gpu() { nvidia-smi --id="${CUDA_VISIBLE_DEVICES%%,*}" --query-gpu="$1" --format=csv,noheader,nounits || true; }
 

@@ -79,9 +79,7 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $result ]] || fail 2 "no result file given: see --help"
-[[ ! -e $result ]] || fail 2 "result file exists ($result): give another path, results are never overwritten"
-[[ -d $(dirname "$result") ]] || fail 2 "no such folder ($(dirname "$result")): make it"
+check_result "$result"
 ((${#wanted[@]})) || wanted=(limits forward run budget peer)
 [[ -n ${setting[disk]} ]] || setting[disk]=$(dirname "$result")
 setting[disk]=$(realpath -m -- "${setting[disk]}")

@@ -14,7 +14,7 @@ import re
 import statistics
 import sys
 
-from gpu_table import json_lines, pairs, print_table, read_forward
+from gpu_table import json_lines, main, pairs, print_table, read_forward
 
 # Name of a run's steps, checkpoint, plain reader's step, what it is.
 RUNS = (
@@ -193,25 +193,14 @@ def limit_rows(data):
     return rows
 
 
-def main():
-    if len(sys.argv) != 3:
-        print("usage: stream_table.py FOLDER RESULT.json", file=sys.stderr)
-        return 2
-    data = collect(pathlib.Path(sys.argv[1]))
-    with open(sys.argv[2], "x", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
+def print_tables(data):
     print_heading(data)
     print_runs(data)
     if rows := ratio_rows(data) + peer_rows(data):
         print_table(["compared", ""], rows)
     if rows := limit_rows(data):
         print_table(["limit of this machine", ""], rows)
-    print("Command lines:\n")
-    for command in [data["environment"]["command_line"], *dict.fromkeys(data["commands"].values())]:
-        print("   ", command)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(collect, print_tables))

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import time
 
+import pytest
+
 import helpers
 
 MODEL = helpers.REFERENCES / "olmoe_a"
@@ -45,6 +47,21 @@ class Input:
         path = self.model / "config.json"
         config = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def cases():
+    """A list for pytest.mark.parametrize, and a decorator with which functions that spoil an input are put on it:
+    case(keyword), the keyword being in the error line."""
+    found = []
+
+    def case(keyword):
+        def register(spoil):
+            found.append(pytest.param(spoil, keyword, id=spoil.__name__))
+            return spoil
+
+        return register
+
+    return found, case
 
 
 class Safetensors:

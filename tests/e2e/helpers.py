@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -72,10 +73,10 @@ def quick(ranks=None):
     }
 
 
-def command(args, ranks=None):
-    """argv of the program with `args`; ranks None: started alone, else with mpirun."""
+def command(args, ranks=None, wrapper=()):
+    """argv of the program with `args`; ranks None: started alone, else with mpirun; wrapper: argv before its own."""
     launcher = [] if ranks is None else ["mpirun", "-np", str(ranks)]
-    return [*launcher, str(program()), *map(str, args)]
+    return [*launcher, *wrapper, str(program()), *map(str, args)]
 
 
 def run(args, ranks=None, check=True, timeout=120, cwd=None, env=None):
@@ -88,6 +89,29 @@ def run(args, ranks=None, check=True, timeout=120, cwd=None, env=None):
             f"{' '.join(map(str, done.args))}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
         )
     return done
+
+
+def has_cuda():
+    """Whether the program was built with CUDA, whose libraries take 0.22 GB more of what a rank may have on the CPU."""
+    return re.search(r"^backends: .*\bcuda\b", run(["--version"]).stdout, re.MULTILINE) is not None
+
+
+# Runs a command and notes its peak memory in bytes in the folder given first, in a file named after the rank. A process
+# of its own, as that number is of all children so far.
+NOTE_PEAK = """
+import os, resource, subprocess, sys
+done = subprocess.run(sys.argv[2:])
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+open(os.path.join(sys.argv[1], os.environ.get("OMPI_COMM_WORLD_RANK", "0")), "w").write(str(peak))
+sys.exit(done.returncode)
+"""
+
+
+def peak_memory(folder, args, ranks=None):
+    """Largest resident set of each rank in bytes, of a run that succeeds; their files are left in the folder."""
+    argv = command(args, ranks, [sys.executable, "-c", NOTE_PEAK, str(folder)])
+    subprocess.run(argv, check=True, timeout=200, env=environment(**quick(ranks)))
+    return [int((folder / str(rank)).read_text()) for rank in range(ranks or 1)]
 
 
 def libconfig(value):
@@ -164,6 +188,32 @@ def datasets(path):
     return found
 
 
+def contents(path, but):
+    """{name: what is there} for every group, dataset and attribute of a result, but not for /timing and the root
+    attributes named in `but`."""
+    found = {}
+
+    def note(name, item):
+        found[name] = type(item).__name__
+        if isinstance(item, h5py.Dataset):
+            found[name] = (item.dtype, item.shape, np.asarray(item[()]).tobytes())
+        for attribute, value in item.attrs.items():
+            if name or attribute not in but:
+                found[f"{name}@{attribute}"] = value
+
+    with h5py.File(path) as file:
+        assert file.attrs["complete"] == 1
+        note("", file)
+        file.visititems(lambda name, item: note(name, item) if name != "timing" else None)
+    return found
+
+
+def assert_same(found, expected):
+    """Two `contents` are equal."""
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if found[name] != expected[name]]
+
+
 @contextlib.contextmanager
 def small_disk(folder, size):
     """A file system of that size, e.g. "64k", at the folder."""
@@ -177,17 +227,3 @@ def small_disk(folder, size):
         yield
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-PEAK_OF_CHILD = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
-print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
-
-def library_bytes():
-    """Resident memory of a build with CUDA before it does anything: pages of that library's files, which no budget counts."""
-    command = [sys.executable, "-c", PEAK_OF_CHILD, str(program()), "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    return max(0, int(done.stdout) - 32_000_000)

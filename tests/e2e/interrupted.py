@@ -4,9 +4,6 @@ import json
 import re
 import struct
 
-import h5py
-import numpy as np
-
 import helpers
 
 LAYERS, MICRO_BATCHES = 8, 6
@@ -87,30 +84,10 @@ def kept_tasks(lines):
 
 
 def contents(path):
-    """{name: what is there} for every dataset but /timing and every attribute but those of the run itself."""
-    found = {}
-
-    def note(name, item):
-        if isinstance(item, h5py.Dataset):
-            found[name] = (item.dtype, item.shape, np.asarray(item[()]).tobytes())
-        for attribute, value in item.attrs.items():
-            if name or attribute not in OF_THE_RUN:
-                found[f"{name}@{attribute}"] = value
-
-    with h5py.File(path) as file:
-        assert file.attrs["complete"] == 1
-        note("", file)
-        file.visititems(lambda name, item: note(name, item) if name != "timing" else None)
-    return found
-
-
-def assert_same(path, expected):
-    found = contents(path)
-    assert found.keys() == expected.keys()
-    assert not [name for name in expected if found[name] != expected[name]]
+    return helpers.contents(path, but=OF_THE_RUN)
 
 
 def assert_finished(folder, expected):
     """The result is there, and nothing else."""
-    assert_same(folder / "r.h5", expected)
+    helpers.assert_same(contents(folder / "r.h5"), expected)
     assert not left_by(folder).exists() and not (folder / "r.h5.partial").exists()

@@ -11,17 +11,7 @@ import bad_input
 
 FILE = "model.safetensors"
 ROUTER = "model.layers.1.mlp.gate.weight"
-CASES = []
-
-
-def case(keyword):
-    """Register a function that spoils an input; `keyword` is in the error line."""
-
-    def register(spoil):
-        CASES.append(pytest.param(spoil, keyword, id=spoil.__name__))
-        return spoil
-
-    return register
+CASES, case = bad_input.cases()
 
 
 def resize(given, size):

@@ -11,17 +11,7 @@ import bad_input
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
-CASES = []
-
-
-def case(keyword):
-    """Register a function that spoils an input; `keyword` is in the error line."""
-
-    def register(spoil):
-        CASES.append(pytest.param(spoil, keyword, id=spoil.__name__))
-        return spoil
-
-    return register
+CASES, case = bad_input.cases()
 
 
 def edit_index(given, edit):
