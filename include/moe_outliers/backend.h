@@ -184,7 +184,7 @@ mo_backend_memory mo_backend_memory_cuda(const mo_backend_load *load);
 
 #ifdef MO_HAVE_CUDA
 extern const mo_backend_table mo_backend_cuda;
-/* CUDA devices that this process sees; 0 also where there is no driver. */
+/* CUDA devices that this process sees; 0 also where there is no driver. Before other threads may read the environment. */
 int mo_backend_cuda_count(void);
 /* The UUID of a visible device, of the instance where it is a MIG instance. */
 MO_CHECKED mo_status mo_backend_cuda_id(int device, uint8_t id[16]);

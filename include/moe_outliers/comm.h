@@ -62,6 +62,14 @@ MO_CHECKED mo_status mo_comm_gather(mo_comm *comm, const void *data, size_t byte
 MO_CHECKED mo_status mo_comm_broadcast(mo_comm *comm, void *data, size_t bytes, int root);
 MO_CHECKED mo_status mo_comm_barrier(mo_comm *comm);
 
+/* --- notes: a few bytes to another rank, such as how far one is; nobody waits for them --- */
+enum { MO_NOTE_BYTES = 64 };
+/* Send a note, unless the last one is still on its way: then *sent is false. Local, returns at once. */
+MO_CHECKED mo_status mo_comm_send_note(mo_comm *comm, int rank, const void *note, bool *sent);
+/* The next note that has come; *from: its sender, -1 if there is none. Local, returns at once. Before the communicator is closed
+ * in good order all notes must have been taken. */
+MO_CHECKED mo_status mo_comm_take_note(mo_comm *comm, void *note, int *from);
+
 /* A micro-batch on its way between two ranks: rows of B*S*H float32 values in host memory. At most one message per tag is under
  * way between two ranks. */
 typedef struct mo_message mo_message;

@@ -53,8 +53,10 @@ typedef struct {
     bool overwrite;
   } output;
   struct {
-    char *gpu_filter; /* part of the GPU's name, "" if not given */
-    double max_price; /* dollars per hour; 0 = not given */
+    int64_t gpus;       /* 0 = not given */
+    char *gpu_filter;   /* part of the GPU's name, "" if not given */
+    double min_vram_gb; /* of a GPU; 0 = not given */
+    double max_price;   /* dollars per hour; 0 = not given */
   } deployment;
   char *text;      /* the config as run: libconfig text after overrides, for the result file */
   char *directory; /* folder of the config file (without trailing slash), for messages */

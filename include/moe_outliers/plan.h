@@ -22,6 +22,7 @@ typedef struct {
   int n_ranks;
   int64_t n_stages;    /* L + 2, or L + 1 without perplexity (no head) */
   int64_t first_stage; /* stages before it are not scheduled: a run that goes on has done them */
+  int64_t *start;      /* [n_micro] stage at which a micro-batch goes on, >= first_stage; NULL: all at first_stage */
   int64_t n_sequences, length;
   int64_t micro_batch, n_micro; /* sequences of a micro-batch; the last may be smaller */
   mo_partition_kind asked;      /* what the request said */
@@ -52,22 +53,27 @@ typedef struct {
 typedef struct {
   double bytes_per_second;         /* of a node's storage, shared by its ranks that read */
   double rank_bytes_per_second;    /* most that a rank alone reads; 0: all that the node's storage gives */
+  int times_read;                  /* of each byte (engine.verify: 2); 0: once */
+  double fresh;                    /* times as long takes what is the first to lie in its place in memory; 0: once */
   int ranks_per_node;              /* 0: all ranks on one node */
   double flops_per_second;         /* of a rank */
   const double *stage_seconds;     /* [n_stages] to compute a stage for all sequences; NULL: by its operations */
   double message_bytes_per_second; /* rows from rank to rank; 0: they take no time */
+  double read_seconds;             /* before the first byte is read */
   double start_seconds;            /* before the first product, while weights are read already */
 } mo_plan_rates;
 
 /* Rates of a device kind that are good enough to balance ranks: sustained ones of whole models, storage of a good local disk.
  * gpu: part of a GPU's name as in deployment.gpu_filter, "" if unknown; *name: what was found there (static). */
 mo_plan_rates mo_plan_default_rates(bool cuda, const char *gpu, mo_precision precision, int threads, const char **name);
+/* GB (1e9 bytes) of memory of the GPUs of that name, of the smallest where there are several; 0: unknown. */
+double mo_plan_gpu_memory(const char *gpu);
 
 typedef struct {
   const mo_model_spec *spec;
   int64_t n_sequences, length;
   int64_t micro_batch; /* 0: choose (a quarter of the sequences, whatever the ranks and the memory) */
-  int64_t first_stage;
+  const int64_t *start; /* [n_micro] stages at which the micro-batches of a continued run go on; NULL: at the first */
   bool perplexity;
   bool stores_activations; /* site tensors go to the file: a micro-batch of one on the host */
   int n_ranks;
@@ -75,7 +81,8 @@ typedef struct {
   mo_partition_kind partition;
   const int64_t *stage_bytes; /* [L + 2] arena bytes per stage as in the checkpoint, or NULL: from element_bytes */
   int element_bytes;
-  int64_t memory_bytes; /* per rank for everything; 0 = no bound */
+  int64_t memory_bytes;    /* per rank for everything; 0 = no bound */
+  const char *memory_from; /* who says so, for errors; NULL: engine.device_memory_gb */
   mo_plan_rates rates;
 
   mo_backend_memory (*memory_of)(const mo_backend_load *load); /* NULL: the backend takes nothing of its own */
@@ -95,7 +102,9 @@ typedef struct {
 MO_CHECKED mo_status mo_plan_make(mo_plan *plan, const mo_plan_request *request);
 void mo_plan_free(mo_plan *plan);
 
-int mo_plan_rank_of(const mo_plan *plan, int64_t stage); /* -1: nobody's */
+/* The rank that computes a stage; of a stage that is done, the one that puts its results back. -1: nobody. */
+int mo_plan_rank_of(const mo_plan *plan, int64_t stage);
+int mo_plan_idle_ranks(const mo_plan *plan); /* that have no block */
 /* Bytes of backend memory that a rank will use at most; 0 for a rank without a block. */
 int64_t mo_plan_memory(const mo_plan *plan, int rank);
 /* The same without the arena. */
@@ -119,8 +128,8 @@ MO_CHECKED mo_status mo_plan_predict(const mo_plan *plan, const mo_plan_rates *r
 
 /* What the `plan` command is asked beside the config; 0: choose. */
 typedef struct {
-  int n_ranks;           /* 1 */
-  double vram_gb;        /* the config's engine.device_memory_gb */
+  int n_ranks;           /* of GPUs: deployment.gpus; else 1 */
+  double vram_gb;        /* engine.device_memory_gb; of GPUs: deployment.min_vram_gb, what deployment.gpu_filter names */
   double bandwidth_gb_s; /* of a node's storage */
   double tflops;         /* of a rank, sustained */
   int ranks_per_node;    /* 8, or all if there are fewer */

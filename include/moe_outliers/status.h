@@ -7,6 +7,7 @@
 #define MOE_OUTLIERS_STATUS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -51,6 +52,9 @@ const char *mo_error_message(void);
 const char *mo_error_origin(int *line);
 
 void mo_error_clear(void);
+
+/* "s", and "" for 1: mo_plural(n) behind "layer" in a message about n of them. */
+const char *mo_plural(int64_t n);
 
 /* malloc/calloc/realloc/strdup that fill the record (MO_FAILED, naming the size) and return NULL on failure.
  * mo_alloc returns zeroed memory; a size of 0 gives a unique pointer. Free with free(). */

@@ -169,6 +169,7 @@ typedef struct {
   int64_t bytes_direct;              /* of these, past the page cache */
   double read_seconds, copy_seconds; /* summed over reader threads */
   double wait_seconds;               /* the consumer waited in mo_streamer_acquire */
+  double began, ready;               /* CLOCK_MONOTONIC: its first piece was asked for, its last one was there */
 } mo_stream_timing;
 
 typedef struct mo_streamer mo_streamer;
@@ -198,8 +199,17 @@ bool mo_streamer_ready(mo_streamer *streamer, int64_t stage);
  * MO_FAILED from the next acquire and from the check. */
 void mo_streamer_release(mo_streamer *streamer, int64_t stage);
 
-/* Seconds since a byte arrived last, while readers wait for some; 0 while they do not. */
-double mo_streamer_stalled(mo_streamer *streamer);
+/* How far it is. */
+typedef struct {
+  int64_t bytes_read;     /* that have arrived in the arena */
+  int64_t bytes_verified; /* of the stages acquired so far; 0 without verify */
+  double stalled;         /* seconds since a byte arrived last, while readers wait for some; 0 while they do not */
+  int32_t file;           /* of the read that has been waited for longest, -1: of none */
+  int64_t offset;         /* in that file */
+} mo_stream_state;
+
+/* May be called by another thread than the one that makes all other calls. */
+mo_stream_state mo_streamer_state(mo_streamer *streamer);
 
 /* Timing of one stage that was acquired. */
 mo_stream_timing mo_streamer_timing(const mo_streamer *streamer, int64_t stage);
@@ -208,7 +218,9 @@ mo_stream_timing mo_streamer_timing(const mo_streamer *streamer, int64_t stage);
  * staging buffer was reused before its copy was done. A mismatch is MO_FAILED naming the tensor. */
 MO_CHECKED mo_status mo_streamer_check(const mo_streamer *streamer);
 
-/* Stop the readers (also in the middle) and free. NULL is allowed. */
-void mo_streamer_close(mo_streamer *streamer);
+/* Stop the readers (also in the middle) and free. NULL is allowed. A reader whose storage does not answer cannot be stopped: if
+ * one has not come back after 1.5 s, nothing is freed and the result is false; what the streamer works with must then stay until
+ * the process ends. */
+bool mo_streamer_close(mo_streamer *streamer);
 
 #endif

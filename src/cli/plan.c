@@ -71,7 +71,7 @@ static mo_status plan_config(plan_arguments *plan) {
 }
 
 int mo_cli_plan(int argc, char **argv) {
-  plan_arguments plan = {.gpus = 1};
+  plan_arguments plan = {0};
   mo_status status = parse(&plan, argc, argv);
   if (status == MO_OK) status = plan.help ? mo_cli_print_usage("plan", stdout) : plan_config(&plan);
   mo_cli_overrides_free(&plan.overrides);

@@ -71,14 +71,14 @@ static void print_summary(const mo_report_model *model, mo_table_style style, FI
   fprintf(out, "): %s\n%s", class_name(summary->classification), style == MO_TABLE_MARKDOWN ? "\n" : "");
   item("architecture", style, out);
   mo_print_clean(file->architecture, out);
-  fprintf(out, ", %" PRId64 " layers, hidden %" PRId64 "\n", file->n_layers, file->hidden_size);
+  fprintf(out, ", %" PRId64 " layer%s, hidden %" PRId64 "\n", file->n_layers, mo_plural(file->n_layers), file->hidden_size);
   item("precision", style, out);
   mo_print_clean(file->precision, out);
   fputs(" on ", out);
   mo_print_clean(file->device, out);
-  fprintf(out, ", %" PRId64 " rank%s\n", file->n_ranks, file->n_ranks == 1 ? "" : "s");
+  fprintf(out, ", %" PRId64 " rank%s\n", file->n_ranks, mo_plural(file->n_ranks));
   item("tokens", style, out);
-  fprintf(out, "%" PRId64 " sequences x %" PRId64 "\n", file->n_sequences, file->sequence_length);
+  fprintf(out, "%" PRId64 " sequence%s x %" PRId64 "\n", file->n_sequences, mo_plural(file->n_sequences), file->sequence_length);
   item("threshold", style, out);
   fprintf(out, "%g\n", file->threshold);
   item("perplexity", style, out);

@@ -1,9 +1,13 @@
 /* moe-outliers synth CONFIG.json -o DIR [--seed S] [--layers N] [--dtype bf16|f32|f16] */
 #include "moe_outliers/synth.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "cli.h"
+#include "common/meter.h"
 
 typedef struct {
   const char *config, *directory;
@@ -63,12 +67,43 @@ static mo_status parse(synth_arguments *synth, int argc, char **argv) {
   return mo_cli_need(&arguments, "-o folder", synth->directory);
 }
 
+typedef struct {
+  mo_meter meter;
+  double started;
+} shown;
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void tell(void *context, int64_t written, int64_t all) {
+  shown *show = context;
+  double time = now(), seconds = time - show->started;
+  char text[160], left[MO_DURATION_BYTES];
+  if (!mo_meter_due(&show->meter, time)) return;
+  snprintf(text, sizeof text, "%.3g of %.3g GB written  %.2f GB/s  ETA %s", 1e-9 * (double)written, 1e-9 * (double)all,
+           1e-9 * mo_meter_rate(&show->meter, time, written),
+           mo_meter_duration(left, mo_meter_left(seconds, (double)written, (double)all)));
+  mo_meter_show(&show->meter, time, (double)written / (double)all, text);
+}
+
+static mo_status write_model(const synth_arguments *synth) {
+  shown show = {.started = now()};
+  mo_synth_progress progress = {tell, &show};
+  mo_meter_start(&show.meter, show.started);
+  mo_status status = mo_synth(synth->config, synth->directory, synth->seed, synth->layers, synth->dtype, &progress);
+  mo_meter_clear(&show.meter);
+  return status;
+}
+
 int mo_cli_synth(int argc, char **argv) {
   synth_arguments synth = {0};
   mo_status status = parse(&synth, argc, argv);
   if (status == MO_OK && synth.help)
     status = mo_cli_print_usage("synth", stdout);
   else if (status == MO_OK)
-    status = mo_synth(synth.config, synth.directory, synth.seed, synth.layers, synth.dtype);
+    status = write_model(&synth);
   return mo_cli_finish(status);
 }

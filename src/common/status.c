@@ -46,6 +46,8 @@ void mo_error_clear(void) {
   pthread_mutex_unlock(&record.lock);
 }
 
+const char *mo_plural(int64_t n) { return n == 1 ? "" : "s"; }
+
 static void *checked(void *pointer, size_t count, size_t size) {
   if (!pointer)
     (void)MO_FAIL(MO_FAILED, "out of memory (%zu x %zu bytes): use fewer sequences, more ranks or a larger machine",

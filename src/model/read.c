@@ -109,8 +109,8 @@ static mo_status read_mixers(mo_model_spec *spec, const mo_architecture *archite
   bool typed = architecture->window == MO_WINDOW_ABOVE || architecture->window == MO_WINDOW_ALTERNATE || interval;
   const json_t *types = typed ? mo_json_find(json, "layer_types") : NULL;
   if (types && (!json_is_array(types) || (int64_t)json_array_size(types) != spec->n_layers))
-    return MO_FAIL(MO_INVALID, "key \"layer_types\" is not a list of %lld layers (%s): check config.json",
-                   (long long)spec->n_layers, json->file);
+    return MO_FAIL(MO_INVALID, "key \"layer_types\" is not a list of %lld layer%s (%s): check config.json",
+                   (long long)spec->n_layers, mo_plural(spec->n_layers), json->file);
   for (int64_t i = 0; i < spec->n_layers; i++) {
     mo_layer_spec *layer = spec->layers + i;
     if (types) {

@@ -11,7 +11,7 @@
 #include "pipeline/comm_mpi.h"
 #include "pipeline/signals.h"
 
-enum { TAG_FAILURE = 1, TAG_STOP };
+enum { TAG_FAILURE = 1, TAG_STOP, TAG_NOTE };
 static const double agreement_seconds = 4; /* for the others to arrive once a failure is known */
 static const double witness_seconds = 1;   /* longer waits a rank that cannot say what failed */
 
@@ -20,7 +20,9 @@ struct mo_comm {
   int rank, size, local_rank, local_size, tag_limit;
   bool raised, peer_failed;
   bool heeds_stop;
-  int stop; /* the signal with which a rank was asked to stop */
+  int stop;                 /* the signal with which a rank was asked to stop */
+  char note[MO_NOTE_BYTES]; /* on its way */
+  MPI_Request noting;
 };
 
 struct mo_message {
@@ -67,6 +69,7 @@ static mo_status open_communicators(mo_comm *comm) {
   MO_MPI(MPI_Comm_free(&node));
   MO_MPI(MPI_Comm_get_attr(comm->world, MPI_TAG_UB, &limit, &found));
   comm->tag_limit = found ? *limit : 32767;
+  comm->noting = MPI_REQUEST_NULL;
   return MO_OK;
 }
 
@@ -87,6 +90,7 @@ mo_status mo_comm_open(mo_comm **comm, int *argc, char ***argv) {
 void mo_comm_close(mo_comm *comm) {
   if (!comm) return;
   if (!comm->raised && !comm->peer_failed && !comm->stop) { /* else messages may still be under way */
+    MPI_Wait(&comm->noting, MPI_STATUS_IGNORE);
     MPI_Comm_free(&comm->world);
     MPI_Comm_free(&comm->control);
   }
@@ -326,6 +330,29 @@ mo_status mo_comm_gather(mo_comm *comm, const void *data, size_t bytes, void **a
 done:
   free(sizes);
   return status;
+}
+
+mo_status mo_comm_send_note(mo_comm *comm, int rank, const void *note, bool *sent) {
+  int free_again;
+  *sent = false;
+  MO_MPI(MPI_Test(&comm->noting, &free_again, MPI_STATUS_IGNORE));
+  if (!free_again) return MO_OK;
+  memcpy(comm->note, note, MO_NOTE_BYTES);
+  MO_MPI(MPI_Isend(comm->note, MO_NOTE_BYTES, MPI_BYTE, rank, TAG_NOTE, comm->control, &comm->noting));
+  *sent = true;
+  return MO_OK;
+}
+
+mo_status mo_comm_take_note(mo_comm *comm, void *note, int *from) {
+  int found = 0;
+  MPI_Status status;
+  *from = -1;
+  if (comm->size == 1) return MO_OK;
+  MO_MPI(MPI_Iprobe(MPI_ANY_SOURCE, TAG_NOTE, comm->control, &found, &status));
+  if (!found) return MO_OK;
+  MO_MPI(MPI_Recv(note, MO_NOTE_BYTES, MPI_BYTE, status.MPI_SOURCE, TAG_NOTE, comm->control, MPI_STATUS_IGNORE));
+  *from = status.MPI_SOURCE;
+  return MO_OK;
 }
 
 mo_status mo_comm_barrier(mo_comm *comm) {

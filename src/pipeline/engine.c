@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "moe_outliers/phases.h"
 #include "pipeline/resume_recorder.h"
 #include "pipeline/run_plan.h"
 #include "pipeline/schedule.h"
@@ -17,9 +18,13 @@
 
 static const double task_seconds = 2; /* that a task may still take when the run is asked to stop */
 
-typedef struct {
-  const mo_engine_job *job;
+struct mo_engine {
+  mo_engine_job own;
+  const mo_engine_job *job; /* own */
   const mo_backend_table *op;
+  double begin;        /* of the first read */
+  int64_t *streamed;   /* [n_stages] what the streamer brings */
+  mo_results *results; /* the caller's */
   mo_streamer *streamer;
   mo_workspace *workspace;
   void *x; /* [N, S, H] residual stream */
@@ -31,12 +36,14 @@ typedef struct {
   const mo_stage_weights **weights; /* [n_stages] of the stages that are held */
   int64_t acquired;                 /* the current block's stages below it have been acquired */
   mo_timing_row *timing;            /* [n_stages] by stage, without the streamer's part */
-  mo_progress progress;
+  mo_progress *progress;
   int64_t micro;   /* the micro-batch under way */
   mo_site site;    /* whose statistics are under way */
   double idle;     /* seconds without a task since the last one */
   double stopping; /* when the request to stop was first seen, 0: not yet */
-} engine;
+};
+
+typedef struct mo_engine engine;
 
 static int64_t first_sequence(const mo_plan *plan, int64_t micro) { return micro * plan->micro_batch; }
 
@@ -60,7 +67,7 @@ static mo_status look_for_rows(engine *e) {
 /* While weights are waited for. */
 static mo_status poll_waiting(void *context) {
   engine *e = context;
-  mo_progress_stalled(&e->progress, mo_streamer_stalled(e->streamer));
+  MO_TRY(mo_progress_poll(e->progress));
   MO_TRY(look_for_rows(e));
   return mo_comm_poll(e->job->comm);
 }
@@ -68,6 +75,7 @@ static mo_status poll_waiting(void *context) {
 /* Within a task: one that has begun is finished although the run is asked to stop, unless that takes too long. */
 static mo_status poll_in_task(engine *e) {
   mo_status status = look_for_rows(e);
+  if (status == MO_OK) status = mo_progress_poll(e->progress);
   if (status == MO_OK) status = mo_comm_poll(e->job->comm);
   if (status != MO_STOPPED) return status;
   if (e->stopping == 0) e->stopping = mo_seconds();
@@ -135,13 +143,14 @@ static mo_status finish_stage(engine *e, int64_t stage) {
   MO_TRY(e->op->sync(e->job->backend));
   if (stage >= 1 && stage <= e->job->spec->n_layers) MO_TRY(mo_accumulator_check_layer(e->job->accumulator, stage - 1));
   mo_streamer_release(e->streamer, stage);
-  mo_progress_stage(&e->progress, stage);
-  return MO_OK;
+  return mo_progress_stage(e->progress);
 }
 
 static mo_status acquire(engine *e) {
   int64_t stage = e->acquired;
+  double begin = mo_seconds();
   MO_TRY(mo_streamer_acquire(e->streamer, stage, &e->weights[stage], poll_waiting, e));
+  e->job->stages[stage].busy += mo_seconds() - begin - mo_streamer_timing(e->streamer, stage).wait_seconds;
   e->acquired++;
   return MO_OK;
 }
@@ -166,6 +175,7 @@ static mo_status run_task(engine *e, int64_t block, int64_t micro) {
   mo_recorder_hold(e->recorder, micro, -1); /* neither the old rows nor the new ones */
   MO_TRY(compute_stage(e, stage));
   mo_schedule_done(&e->schedule, micro);
+  mo_progress_task(e->progress, stage, mo_resume_batch(e->job->plan, micro));
   if (mo_schedule_is_through(&e->schedule, stage)) MO_TRY(finish_stage(e, stage));
   e->timing[stage].compute += mo_seconds() - begin;
   mo_timing_row timing = timing_so_far(e, stage);
@@ -173,6 +183,9 @@ static mo_status run_task(engine *e, int64_t block, int64_t micro) {
   mo_recorder_hold(e->recorder, micro, stage + 1);
   MO_TRY(mo_recorder_save_if_due(e->recorder, micro));
   MO_TRY(hand_on(e, block));
+  mo_stage_clock *clock = e->job->stages + stage;
+  clock->busy += mo_seconds() - begin;
+  if (clock->worked == 0) clock->worked = begin - e->begin;
   return mo_comm_poll(e->job->comm);
 }
 
@@ -231,8 +244,14 @@ static bool is_mine(const engine *e, int64_t stage) {
 }
 
 static void collect_timing(engine *e, int64_t *timing_rows) {
-  for (int64_t stage = 0; stage < e->job->plan->n_stages; stage++)
-    if (is_mine(e, stage)) e->job->timing[(*timing_rows)++] = timing_so_far(e, stage);
+  for (int64_t stage = 0; stage < e->job->plan->n_stages; stage++) {
+    if (!is_mine(e, stage)) continue;
+    mo_stream_timing stream = mo_streamer_timing(e->streamer, stage);
+    e->job->timing[(*timing_rows)++] = timing_so_far(e, stage);
+    if (!stream.bytes_read) continue;
+    e->job->stages[stage].began = stream.began - e->begin;
+    e->job->stages[stage].ready = stream.ready - e->begin;
+  }
 }
 
 /* Asked to stop: rows that are on their way here are worth a moment. */
@@ -283,73 +302,97 @@ static mo_status open_recorder(engine *e) {
   mo_recorder_job recorder = {.resume = job->resume,
                               .backend = job->backend,
                               .accumulator = job->accumulator,
-                              .results = job->results,
+                              .results = e->results,
                               .rows = e->rows};
   MO_TRY(mo_recorder_open(&e->recorder, &recorder));
   return mo_recorder_restore(e->recorder, e->timing);
 }
 
-/* stages: [n_stages], those that are needed yet; it outlives the streamer. */
-static mo_status open_streamer(engine *e, int64_t *stages) {
+static mo_status open_streamer(engine *e) {
   const mo_plan *plan = e->job->plan;
   int rank = mo_comm_rank(e->job->comm);
   mo_stream_plan stream = mo_run_stream(e->job->config, e->job->readers);
-  stream.stages = stages;
+  stream.stages = e->streamed = mo_alloc((size_t)plan->n_stages, sizeof *e->streamed);
+  if (!e->streamed) return MO_FAILED;
   stream.arena_bytes = plan->arena_bytes[rank];
   for (int64_t stage = mo_resume_first_stage(e->job->resume); stage < plan->n_stages; stage++)
-    if (is_mine(e, stage)) stages[stream.n_stages++] = stage;
+    if (is_mine(e, stage)) e->streamed[stream.n_stages++] = stage;
   return mo_streamer_open(&e->streamer, &stream, e->job->spec, e->job->catalogue, e->job->checkpoint, e->job->backend);
 }
 
-static engine *volatile abandoned; /* for leak checkers */
-
-/* After a failure or a stop messages may still read or write the rows until the process ends: nothing is freed. */
-static void abandon(const engine *e) {
-  engine *copy = mo_alloc(1, sizeof *copy);
-  if (copy) *copy = *e;
-  abandoned = copy;
+static mo_status open_progress(engine *e) {
+  const mo_engine_job *job = e->job;
+  mo_progress_job progress = {.comm = job->comm,
+                              .plan = job->plan,
+                              .catalogue = job->catalogue,
+                              .checkpoint = job->checkpoint,
+                              .streamer = e->streamer,
+                              .start = job->resume->start,
+                              .n_layers = job->spec->n_layers,
+                              .started = e->begin};
+  return mo_progress_open(&e->progress, &progress);
 }
 
-static void close_engine(engine *e) {
+/* After a failure or a stop messages may still read or write the rows until the process ends, and a reader whose storage does
+ * not answer the arena: nothing is freed. */
+static engine *volatile abandoned; /* for leak checkers */
+
+/* A rank without a block has nothing to do. */
+static bool is_surplus(const engine *e) { return !e->job->plan->resident_bytes[mo_comm_rank(e->job->comm)]; }
+
+mo_status mo_engine_open(mo_engine **opened, const mo_engine_job *job) {
+  engine *e = *opened = mo_alloc(1, sizeof *e);
+  if (!e) return MO_FAILED;
+  e->own = *job;
+  e->job = &e->own;
+  e->op = job->backend->table;
+  e->begin = mo_seconds();
+  return is_surplus(e) ? MO_OK : open_streamer(e);
+}
+
+void mo_engine_close(mo_engine *e) {
+  if (!e) return;
   bool rows_free = mo_transport_close(e->transport);
-  mo_streamer_close(e->streamer);
+  e->job->clock->stuck = !mo_streamer_close(e->streamer);
   mo_recorder_close(e->recorder);
-  if (!rows_free) {
-    abandon(e);
-    return;
-  }
+  abandoned = e;
+  if (!rows_free || e->job->clock->stuck) return;
+  abandoned = NULL;
   mo_workspace_close(e->workspace);
   e->op->free(e->job->backend, e->x);
   mo_schedule_close(&e->schedule);
+  free(e->streamed);
   free(e->rows);
   free(e->weights);
   free(e->timing);
   free(e->nll);
+  free(e);
 }
 
-mo_status mo_engine_run(const mo_engine_job *job, int64_t *timing_rows) {
-  engine e = {.job = job, .op = job->backend->table};
+static mo_status open_parts(engine *e, const mo_transport_table *table) {
+  MO_TRY(open_buffers(e));
+  MO_TRY(open_transport(e, table));
+  MO_TRY(open_recorder(e));
+  return open_progress(e);
+}
+
+mo_status mo_engine_run(mo_engine *e, mo_results *results, int64_t *timing_rows) {
+  mo_engine_clock *clock = e->job->clock;
   const mo_transport_table *table;
   *timing_rows = 0;
-  MO_TRY(mo_transport_choose(job->comm, job->backend, &table));
-  if (!job->plan->resident_bytes[mo_comm_rank(job->comm)]) return MO_OK; /* a surplus rank */
-  double begin = mo_seconds();
-  int64_t *stages = mo_alloc((size_t)job->plan->n_stages, sizeof *stages);
-  mo_status status = stages ? MO_OK : MO_FAILED;
-  if (status == MO_OK) status = open_streamer(&e, stages);
-  if (status == MO_OK) status = open_buffers(&e);
-  if (status == MO_OK) status = open_transport(&e, table);
-  if (status == MO_OK) status = open_recorder(&e);
+  e->results = results;
+  MO_TRY(mo_transport_choose(e->job->comm, e->job->backend, &table));
+  if (is_surplus(e)) return MO_OK;
+  mo_status status = open_parts(e, table);
   if (status == MO_OK) {
-    job->clock->opened = mo_seconds() - begin;
-    mo_progress_start(&e.progress, job->plan, job->comm, job->spec->n_layers, mo_resume_first_stage(job->resume));
-    status = run_blocks(&e);
-    job->clock->done = mo_seconds() - begin;
-    mo_progress_end(&e.progress);
-    if (status == MO_STOPPED) status = save(&e);
+    clock->opened = mo_seconds() - e->begin;
+    mo_phase_ends(MO_PHASE_OPEN);
+    status = run_blocks(e);
+    clock->done = mo_seconds() - e->begin;
+    if (status == MO_OK) status = mo_progress_finish(e->progress);
+    if (status == MO_STOPPED) status = save(e);
   }
-  if (status == MO_OK) collect_timing(&e, timing_rows);
-  close_engine(&e);
-  free(stages);
+  mo_progress_close(e->progress);
+  if (status == MO_OK) collect_timing(e, timing_rows);
   return status;
 }

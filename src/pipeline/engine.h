@@ -12,10 +12,18 @@
 #include "pipeline/progress.h"
 #include "pipeline/resume.h"
 
-/* Seconds since the first read was asked for. */
+/* Of a stage that this process worked on: seconds since the engine began. */
+typedef struct {
+  double began, ready; /* its first byte was asked for; it was there whole; 0: it was not read */
+  double worked;       /* its first task began */
+  double busy;         /* taken by its tasks, with what is recorded of them and the check of its weights */
+} mo_stage_clock;
+
+/* Seconds since the engine began. */
 typedef struct {
   double opened; /* when the first task could begin: buffers are there, ranks are connected */
   double done;   /* the end of the last task */
+  bool stuck;    /* storage does not answer a reader: what the engine worked with must stay until the process ends */
 } mo_engine_clock;
 
 /* What the engine works with; owned by the caller, who fills it in. */
@@ -29,15 +37,21 @@ typedef struct {
   const mo_catalogue *catalogue;
   mo_backend *backend;
   mo_accumulator *accumulator;
-  mo_results *results;
   const mo_resume *resume; /* where each micro-batch begins, and where finished tasks are recorded */
   mo_timing_row *timing;   /* [n_stages], filled in: this rank's stages */
   mo_engine_clock *clock;  /* filled in */
+  mo_stage_clock *stages;  /* [n_stages] by stage, zeros; filled in: this rank's */
   int readers;
 } mo_engine_job;
 
-/* Compute this rank's blocks. Local, with messages to and from the neighbours in the pipeline. *timing_rows: rows
- * filled. When a rank was asked to stop, what is done is saved and the status is MO_STOPPED. */
-MO_CHECKED mo_status mo_engine_run(const mo_engine_job *job, int64_t *timing_rows);
+typedef struct mo_engine mo_engine;
+
+/* Begin to read this rank's weights. Local; does not wait for them. The job is copied. */
+MO_CHECKED mo_status mo_engine_open(mo_engine **engine, const mo_engine_job *job);
+/* Compute this rank's blocks. Local, with messages to and from the neighbours in the pipeline, but for its begin, which is
+ * collective. *timing_rows: rows filled. When a rank was asked to stop, what is done is saved and the status is MO_STOPPED. */
+MO_CHECKED mo_status mo_engine_run(mo_engine *engine, mo_results *results, int64_t *timing_rows);
+/* Free the engine (NULL is allowed); after a successful run on any thread. */
+void mo_engine_close(mo_engine *engine);
 
 #endif

@@ -7,7 +7,7 @@
 #include "moe_outliers/layer.h"
 #include "pipeline/partition.h"
 
-#define LOOK_AHEAD INT64_C(8000000000) /* bytes of weights in memory at a time that always suffice */
+static const int64_t look_ahead = 8000000000; /* bytes of weights in memory at a time that always suffice */
 
 static mo_status fill_costs(mo_plan *plan, const mo_plan_request *request) {
   for (int64_t stage = 0; stage < plan->n_stages; stage++) {
@@ -73,23 +73,22 @@ int64_t mo_plan_overlap_bytes(const mo_plan *plan, int rank) {
 }
 
 /* Bytes left for weights; refuses a bound that cannot hold the largest stage. */
-static mo_status weight_budget(const mo_plan *plan, int64_t *budget) {
+static mo_status weight_budget(const mo_plan *plan, const char *from, int64_t *budget) {
   int64_t largest = 0, others = mo_plan_memory_beside(plan);
   for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++)
     if (plan->arena[stage] > largest) largest = plan->arena[stage];
   *budget = plan->memory_bytes ? plan->memory_bytes - others : INT64_MAX;
   if (*budget >= largest) {
     /* One rank uses each weight once, as it comes: more memory than looks ahead does not make it faster. */
-    int64_t ahead = LOOK_AHEAD > 4 * largest ? LOOK_AHEAD : 4 * largest;
+    int64_t ahead = look_ahead > 4 * largest ? look_ahead : 4 * largest;
     if (plan->n_ranks == 1 && *budget > ahead) *budget = ahead;
     return MO_OK;
   }
   /* Rounded up, so that the number works when it is given. */
-  return MO_FAIL(
-      MO_INVALID,
-      "a memory budget of %.6g GB per rank is too small (engine.device_memory_gb): the smallest that works is "
-      "%.6f GB",
-      1e-9 * (double)plan->memory_bytes, 1e-9 * (double)(largest + others + 999));
+  return MO_FAIL(MO_INVALID,
+                 "a memory budget of %.6g GB per rank is too small (%s): the smallest that works is %.6f GB",
+                 1e-9 * (double)plan->memory_bytes, from ? from : "engine.device_memory_gb",
+                 1e-9 * (double)(largest + others + 999));
 }
 
 /* --- the plan --- */
@@ -98,18 +97,30 @@ static mo_status allocate(mo_plan *plan) {
   size_t stages = (size_t)plan->n_stages, ranks = (size_t)plan->n_ranks;
   plan->costs = mo_alloc(stages, sizeof *plan->costs);
   plan->arena = mo_alloc(stages, sizeof *plan->arena);
+  plan->start = mo_alloc((size_t)plan->n_micro, sizeof *plan->start);
   plan->blocks = mo_alloc(stages, sizeof *plan->blocks);
   plan->arena_bytes = mo_alloc(ranks, sizeof *plan->arena_bytes);
   plan->resident_bytes = mo_alloc(ranks, sizeof *plan->resident_bytes);
-  return plan->costs && plan->arena && plan->blocks && plan->arena_bytes && plan->resident_bytes ? MO_OK : MO_FAILED;
+  return plan->costs && plan->arena && plan->start && plan->blocks && plan->arena_bytes && plan->resident_bytes
+             ? MO_OK
+             : MO_FAILED;
+}
+
+static void fill_start(mo_plan *plan, const int64_t *start) {
+  plan->first_stage = start ? plan->n_stages : 0;
+  for (int64_t micro = 0; start && micro < plan->n_micro; micro++) {
+    plan->start[micro] = start[micro];
+    if (start[micro] < plan->first_stage) plan->first_stage = start[micro];
+  }
 }
 
 static mo_status make(mo_plan *plan, const mo_plan_request *request) {
   int64_t budget;
   MO_TRY(allocate(plan));
+  fill_start(plan, request->start);
   MO_TRY(fill_costs(plan, request));
   fill_memory(plan, request);
-  MO_TRY(weight_budget(plan, &budget));
+  MO_TRY(weight_budget(plan, request->memory_from, &budget));
   return mo_partition_choose(plan, &request->rates, budget);
 }
 
@@ -117,7 +128,6 @@ mo_status mo_plan_make(mo_plan *plan, const mo_plan_request *request) {
   memset(plan, 0, sizeof *plan);
   plan->n_ranks = request->n_ranks;
   plan->n_stages = mo_model_stages(request->spec) - !request->perplexity;
-  plan->first_stage = request->first_stage;
   plan->n_sequences = request->n_sequences;
   plan->length = request->length;
   plan->micro_batch = request->micro_batch ? request->micro_batch : (request->n_sequences + 3) / 4;
@@ -133,6 +143,7 @@ mo_status mo_plan_make(mo_plan *plan, const mo_plan_request *request) {
 void mo_plan_free(mo_plan *plan) {
   free(plan->costs);
   free(plan->arena);
+  free(plan->start);
   free(plan->blocks);
   free(plan->arena_bytes);
   free(plan->resident_bytes);
@@ -140,8 +151,15 @@ void mo_plan_free(mo_plan *plan) {
 }
 
 int mo_plan_rank_of(const mo_plan *plan, int64_t stage) {
+  if (stage >= 0 && stage < plan->first_stage && plan->n_blocks > 0) return plan->blocks[stage % plan->n_blocks].rank;
   for (int64_t b = 0; b < plan->n_blocks; b++)
     if (stage >= plan->blocks[b].first_stage && stage < plan->blocks[b].first_stage + plan->blocks[b].n_stages)
       return plan->blocks[b].rank;
   return -1;
+}
+
+int mo_plan_idle_ranks(const mo_plan *plan) {
+  int idle = 0;
+  for (int rank = 0; rank < plan->n_ranks; rank++) idle += plan->resident_bytes[rank] == 0;
+  return idle;
 }

@@ -3,28 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "moe_outliers/machine.h"
-#include "moe_outliers/plan.h"
-#include "pipeline/model_files.h"
+#include "pipeline/cpu_rate.h"
+#include "pipeline/plan_overview.h"
 #include "pipeline/run_plan.h"
-
-typedef struct {
-  const mo_config *config;
-  const mo_plan_options *options;
-  mo_model_files files;
-  mo_model_spec spec;
-  mo_parameter_count parameters;
-  mo_extra_count extras[MO_EXTRA_COUNT];
-  bool cuda;
-  const char *device; /* whose rate is assumed */
-  mo_plan plan;
-  mo_plan_rates rates;
-  mo_plan_time time;
-  int64_t bytes_at_most; /* of a published checkpoint */
-  double flops;
-} overview;
 
 static const char *const EXTRAS[] = {"next-token-prediction layers", "a copy of the tied embedding as lm_head"};
 
@@ -44,16 +26,51 @@ static int64_t staging_bytes(const mo_config *config, int threads, bool cuda) {
   return mo_stream_host_bytes(&stream, host_memory);
 }
 
+/* The memory of a rank in GB, and who says so: *from. */
+static double memory_of(const mo_plan_overview *o, const char **from) {
+  const mo_config *config = o->config;
+  const struct {
+    const char *from;
+    double gb;
+  } sources[] = {
+      {"--vram", o->options->vram_gb},
+      {"engine.device_memory_gb", config->engine.device_memory_gb},
+      {"deployment.min_vram_gb", o->cuda ? config->deployment.min_vram_gb : 0},
+      {"of the GPU in deployment.gpu_filter", o->cuda ? mo_plan_gpu_memory(config->deployment.gpu_filter) : 0}};
+  *from = NULL;
+  for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++)
+    if (sources[i].gb > 0) {
+      *from = sources[i].from;
+      return sources[i].gb;
+    }
+  return 0;
+}
+
+static int ranks_of(const mo_plan_overview *o) {
+  if (o->options->n_ranks > 0) return o->options->n_ranks;
+  return o->cuda && o->config->deployment.gpus > 0 ? (int)o->config->deployment.gpus : 1;
+}
+
+/* The partition is chosen at the rates that a run chooses it at; the time is then that of the rates that are asked for, and on
+ * CPUs of this machine's. */
+static mo_status set_rates(mo_plan_overview *o, int threads) {
+  const mo_plan_options *options = o->options;
+  if (options->bandwidth_gb_s > 0) o->rates.bytes_per_second = 1e9 * options->bandwidth_gb_s;
+  if (options->tflops > 0) o->rates.flops_per_second = 1e12 * options->tflops;
+  if (o->cuda || options->tflops > 0) return MO_OK;
+  o->device = "measured on this machine's CPU";
+  return mo_cpu_rate(o->config->engine.precision, threads, &o->rates.flops_per_second);
+}
+
 /* A device that is left open is taken to be a GPU: that is what is planned for. */
-static mo_status make_plan(overview *o) {
+static mo_status make_plan(mo_plan_overview *o) {
   const mo_config *config = o->config;
   const mo_plan_options *options = o->options;
-  int n_ranks = options->n_ranks > 0 ? options->n_ranks : 1;
-  double memory_gb = options->vram_gb > 0 ? options->vram_gb : config->engine.device_memory_gb;
-  mo_precision precision = config->engine.precision;
-  int threads = threads_of(config, n_ranks);
   o->cuda = config->engine.device == MO_DEVICE_AUTO || config->engine.device == MO_DEVICE_CUDA;
+  int n_ranks = ranks_of(o), threads = threads_of(config, n_ranks);
+  mo_precision precision = config->engine.precision;
   o->rates = mo_plan_default_rates(o->cuda, config->deployment.gpu_filter, precision, threads, &o->device);
+  o->rates.times_read = config->engine.verify ? 2 : 1;
   o->rates.ranks_per_node = options->ranks_per_node > 0 ? options->ranks_per_node : MO_PLAN_RANKS_PER_NODE;
   mo_plan_request request = {
       .spec = &o->spec,
@@ -66,7 +83,7 @@ static mo_status make_plan(overview *o) {
       .activation_bytes = precision == MO_PRECISION_FP32 || !o->cuda ? 4 : 2,
       .partition = config->engine.partition,
       .element_bytes = o->spec.stored_bytes,
-      .memory_bytes = (int64_t)(memory_gb * 1e9),
+      .memory_bytes = (int64_t)(memory_of(o, &o->memory_from) * 1e9),
       .rates = o->rates,
       .memory_of = o->cuda ? mo_backend_memory_cuda : mo_backend_memory_cpu,
       .precision = precision,
@@ -75,13 +92,13 @@ static mo_status make_plan(overview *o) {
       .host_memory = !o->cuda,
       .staging_bytes = staging_bytes(config, threads, o->cuda),
   };
+  request.memory_from = o->memory_from;
   MO_TRY(mo_plan_make(&o->plan, &request));
-  if (options->bandwidth_gb_s > 0) o->rates.bytes_per_second = 1e9 * options->bandwidth_gb_s;
-  if (options->tflops > 0) o->rates.flops_per_second = 1e12 * options->tflops;
+  MO_TRY(set_rates(o, threads));
   return mo_plan_predict(&o->plan, &o->rates, &o->time);
 }
 
-static mo_status fill(overview *o) {
+static mo_status fill(mo_plan_overview *o) {
   MO_TRY(mo_model_files_for_plan(o->config, &o->files));
   MO_TRY(mo_model_read(&o->spec, o->files.config_json));
   MO_TRY(mo_model_parameters(&o->spec, &o->parameters));
@@ -93,20 +110,22 @@ static mo_status fill(overview *o) {
   return MO_OK;
 }
 
-static double gpu_hours(const overview *o) { return o->plan.n_ranks * o->time.seconds / 3600; }
+double mo_plan_gpu_hours(const mo_plan_overview *o) { return o->plan.n_ranks * o->time.seconds / 3600; }
 
-static double most_dollars(const overview *o) { return o->config->deployment.max_price * o->time.seconds / 3600; }
+double mo_plan_most_dollars(const mo_plan_overview *o) {
+  return o->config->deployment.max_price * o->time.seconds / 3600;
+}
 
 /* --- text --- */
 
 static double gb(int64_t bytes) { return 1e-9 * (double)bytes; }
 
-static void print_model(const overview *o, FILE *out) {
+static void print_model(const mo_plan_overview *o, FILE *out) {
   const mo_model_spec *spec = &o->spec;
   const mo_config *config = o->config;
-  fprintf(out, "model       %s (%s), %" PRId64 " layers, hidden %" PRId64 ", vocabulary %" PRId64 "\n",
+  fprintf(out, "model       %s (%s), %" PRId64 " layer%s, hidden %" PRId64 ", vocabulary %" PRId64 "\n",
           config->model.name[0] ? config->model.name : config->model.path, spec->architecture, spec->n_layers,
-          spec->hidden, spec->vocab);
+          mo_plural(spec->n_layers), spec->hidden, spec->vocab);
   if (o->files.synthetic)
     fprintf(out, "config      %s, random weights of seed %" PRIu64 "\n", o->files.config_json, o->files.seed);
   else if (o->files.config_json != config->model.path)
@@ -172,7 +191,7 @@ static void print_stage(const char *name, int64_t count, const mo_stage_cost *co
           1e-12 * (double)count * cost->flops);
 }
 
-static void print_stages(const overview *o, FILE *out) {
+static void print_stages(const mo_plan_overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
   fprintf(out, "\n%-56s %6s %10s %10s %10s\n", "stages", "number", "GB each", "GB", "TFLOP");
   print_stage("embedding", 1, plan->costs, out);
@@ -198,7 +217,7 @@ static void stage_name(const mo_model_spec *spec, int64_t stage, char *name, siz
     snprintf(name, size, "layer %" PRId64, stage - 1);
 }
 
-static void print_block(const overview *o, const mo_block *block, FILE *out) {
+static void print_block(const mo_plan_overview *o, const mo_block *block, FILE *out) {
   int64_t last = block->first_stage + block->n_stages - 1, bytes = 0;
   double flops = 0;
   char begin[32], end[32], stages[80];
@@ -214,7 +233,7 @@ static void print_block(const overview *o, const mo_block *block, FILE *out) {
 }
 
 /* A line per rank where blocks are many. */
-static void print_rank(const overview *o, int rank, FILE *out) {
+static void print_rank(const mo_plan_overview *o, int rank, FILE *out) {
   const mo_plan *plan = &o->plan;
   int64_t blocks = 0, stages = 0, bytes = 0;
   double flops = 0;
@@ -229,22 +248,18 @@ static void print_rank(const overview *o, int rank, FILE *out) {
     }
   }
   if (!blocks) return;
-  snprintf(text, sizeof text, "%" PRId64 " blocks, %" PRId64 " stages", blocks, stages);
+  snprintf(text, sizeof text, "%" PRId64 " block%s, %" PRId64 " stage%s", blocks, mo_plural(blocks), stages,
+           mo_plural(stages));
   fprintf(out, "%5d %-24s %12.3f %10.3f %14.3f\n", rank, text, gb(bytes), 1e-12 * flops,
           gb(mo_plan_memory(plan, rank)));
 }
 
-static void print_table(const overview *o, FILE *out) {
+static void print_table(const mo_plan_overview *o, FILE *out) {
   enum { MOST_BLOCKS = 16 };
   const mo_plan *plan = &o->plan;
   fprintf(out, "\n%5s %-24s %12s %10s %14s\n", "rank", "block", "weights GB", "TFLOP", "memory GB");
   for (int64_t b = 0; b < plan->n_blocks && plan->n_blocks <= MOST_BLOCKS; b++) print_block(o, plan->blocks + b, out);
   for (int rank = 0; rank < plan->n_ranks && plan->n_blocks > MOST_BLOCKS; rank++) print_rank(o, rank, out);
-  if (plan->n_ranks > plan->n_stages)
-    fprintf(out,
-            "\nranks %" PRId64 " to %d have nothing to compute: %" PRId64
-            " ranks are the most that this model can use\n",
-            plan->n_stages, plan->n_ranks - 1, plan->n_stages);
 }
 
 /* The fullest rank. */
@@ -255,7 +270,7 @@ static int fullest(const mo_plan *plan) {
   return most;
 }
 
-static void print_memory(const overview *o, FILE *out) {
+static void print_memory(const mo_plan_overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
   int rank = fullest(plan);
   int64_t overlap = mo_plan_overlap_bytes(plan, rank), missing = overlap - plan->arena_bytes[rank];
@@ -269,18 +284,23 @@ static void print_memory(const overview *o, FILE *out) {
     fprintf(out, " + %.3f staging + %.3f statistics\n", gb(plan->staging_bytes), gb(plan->statistics_bytes));
   else
     fprintf(out, "; on the host %.3f staging, %.3f statistics\n", gb(plan->staging_bytes), gb(plan->statistics_bytes));
+  if (o->memory_from)
+    fprintf(out, "            limit: %.6g GB (%s)\n", gb(plan->memory_bytes), o->memory_from);
+  else
+    fprintf(out, "            not limited (no --vram, no %s)\n",
+            o->cuda ? "deployment.min_vram_gb" : "engine.device_memory_gb");
   if (!plan->fits && missing > 0)
     fprintf(out, "            with %.3f GB more the next block could be read while one computes\n", gb(missing));
 }
 
-static void reason(const mo_plan *plan, char *text, size_t size) {
+void mo_plan_reason(const mo_plan *plan, char *text, size_t size) {
   int64_t room = plan->memory_bytes - mo_plan_memory_beside(plan), largest = 0;
   for (int rank = 0; rank < plan->n_ranks; rank++)
     if (plan->resident_bytes[rank] > largest) largest = plan->resident_bytes[rank];
   if (plan->asked != MO_PARTITION_AUTO)
     snprintf(text, size, "as asked for (engine.partition)%s", plan->fits ? "" : ", though not all weights fit");
   else if (plan->fits && plan->memory_bytes == 0)
-    snprintf(text, size, "the memory is not bounded (--vram), so each rank holds all its weights");
+    snprintf(text, size, "the memory is not limited, so each rank holds all its weights");
   else if (plan->fits)
     snprintf(text, size, "each rank holds all its weights: %.3f GB at most, of %.3f GB", gb(largest), gb(room));
   else if (plan->partition == MO_PARTITION_CONTIGUOUS)
@@ -292,15 +312,19 @@ static void reason(const mo_plan *plan, char *text, size_t size) {
              gb(plan->contiguous_bytes), gb(room));
 }
 
-static void print_partition(const overview *o, FILE *out) {
+static void print_partition(const mo_plan_overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
   char why[160];
-  reason(plan, why, sizeof why);
+  mo_plan_reason(plan, why, sizeof why);
   fprintf(out, "partition   %s, %d rank%s, %" PRId64 " block%s: %s\n", mo_partition_name(plan->partition),
           plan->n_ranks, plan->n_ranks == 1 ? "" : "s", plan->n_blocks, plan->n_blocks == 1 ? "" : "s", why);
+  int idle = mo_plan_idle_ranks(plan);
+  if (idle)
+    fprintf(out, "            note: %d of %d ranks ha%s nothing to compute: the model has %" PRId64 " stages\n", idle,
+            plan->n_ranks, idle == 1 ? "s" : "ve", plan->n_stages);
 }
 
-static void print_time(const overview *o, FILE *out) {
+static void print_time(const mo_plan_overview *o, FILE *out) {
   const mo_plan_time *time = &o->time;
   bool storage = time->storage_alone >= time->compute_alone;
   fprintf(
@@ -312,20 +336,21 @@ static void print_time(const overview *o, FILE *out) {
           1e-12 * o->rates.flops_per_second,
           o->options->tflops > 0 ? "" : " (--tflops): ", o->options->tflops > 0 ? "" : o->device);
   if (!o->cuda) return;
-  fprintf(out, "cost        %.3g GPU-hours", gpu_hours(o));
+  fprintf(out, "cost        %.3g GPU-hours", mo_plan_gpu_hours(o));
   if (o->config->deployment.max_price > 0)
-    fprintf(out, ", at most $%.2g at $%g per hour (deployment.max_price)", most_dollars(o),
+    fprintf(out, ", at most $%.2g at $%g per hour (deployment.max_price)", mo_plan_most_dollars(o),
             o->config->deployment.max_price);
   fputs("; without the machine's start and download\n", out);
 }
 
-static void print_text(const overview *o, FILE *out) {
+static void print_text(const mo_plan_overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
   print_model(o, out);
   fprintf(out,
-          "run         %" PRId64 " x %" PRId64 " tokens in %" PRId64 " micro-batches of %" PRId64
-          " sequences, %.3g FLOP\n",
-          plan->n_sequences, plan->length, plan->n_micro, plan->micro_batch, o->flops);
+          "run         %" PRId64 " x %" PRId64 " tokens in %" PRId64 " micro-batch%s of %" PRId64
+          " sequence%s, %.3g FLOP\n",
+          plan->n_sequences, plan->length, plan->n_micro, plan->n_micro == 1 ? "" : "es", plan->micro_batch,
+          mo_plural(plan->micro_batch), o->flops);
   print_partition(o, out);
   print_memory(o, out);
   print_time(o, out);
@@ -333,131 +358,11 @@ static void print_text(const overview *o, FILE *out) {
   print_table(o, out);
 }
 
-/* --- JSON --- */
-
-static void set_int(json_t *object, const char *key, int64_t value) {
-  json_object_set_new(object, key, json_integer((json_int_t)value));
-}
-
-static json_t *extras_json(const overview *o) {
-  static const char *const names[] = {"prediction_layers", "lm_head"};
-  json_t *extras = json_object();
-  for (int i = 0; i < MO_EXTRA_COUNT; i++) {
-    if (!o->extras[i].tensors) continue;
-    json_t *extra = json_object();
-    set_int(extra, "parameters", o->extras[i].parameters);
-    set_int(extra, "tensors", o->extras[i].tensors);
-    set_int(extra, "bytes", o->extras[i].bytes);
-    json_object_set_new(extras, names[i], extra);
-  }
-  return extras;
-}
-
-static void add_model(const overview *o, json_t *json) {
-  const mo_model_spec *spec = &o->spec;
-  json_object_set_new(json, "architecture", json_string(spec->architecture));
-  json_object_set_new(json, "config", json_string(o->files.config_json));
-  set_int(json, "layers", spec->n_layers);
-  set_int(json, "hidden_size", spec->hidden);
-  set_int(json, "vocabulary", spec->vocab);
-  set_int(json, "experts", spec->moe.experts);
-  set_int(json, "experts_per_token", spec->moe.top_k);
-  set_int(json, "parameters", o->parameters.total);
-  set_int(json, "active_parameters", o->parameters.active);
-  set_int(json, "active_parameters_without_embedding", o->parameters.active_no_embed);
-  set_int(json, "tensors", o->parameters.tensors);
-  set_int(json, "checkpoint_bytes", o->parameters.bytes);
-  json_object_set_new(json, "not_used", extras_json(o));
-  set_int(json, "checkpoint_bytes_at_most", o->bytes_at_most);
-}
-
-static void add_stages(const overview *o, json_t *json) {
-  json_t *bytes = json_array(), *flops = json_array();
-  for (int64_t stage = 0; stage < o->plan.n_stages; stage++) {
-    json_array_append_new(bytes, json_integer((json_int_t)o->plan.costs[stage].bytes));
-    json_array_append_new(flops, json_real(o->plan.costs[stage].flops));
-  }
-  json_object_set_new(json, "stage_bytes", bytes);
-  json_object_set_new(json, "stage_flops", flops);
-}
-
-static void add_partition(const overview *o, json_t *json) {
-  const mo_plan *plan = &o->plan;
-  json_t *blocks = json_array(), *ranks = json_array();
-  for (int64_t b = 0; b < plan->n_blocks; b++) {
-    json_t *block = json_object();
-    set_int(block, "rank", plan->blocks[b].rank);
-    set_int(block, "first_stage", plan->blocks[b].first_stage);
-    set_int(block, "stages", plan->blocks[b].n_stages);
-    json_array_append_new(blocks, block);
-  }
-  for (int i = 0; i < plan->n_ranks; i++) {
-    json_t *rank = json_object();
-    set_int(rank, "weight_bytes", plan->resident_bytes[i]);
-    set_int(rank, "arena_bytes", plan->arena_bytes[i]);
-    set_int(rank, "memory_bytes", mo_plan_memory(plan, i));
-    json_array_append_new(ranks, rank);
-  }
-  char why[160];
-  reason(plan, why, sizeof why);
-  json_object_set_new(json, "partition", json_string(mo_partition_name(plan->partition)));
-  json_object_set_new(json, "reason", json_string(why));
-  json_object_set_new(json, "blocks", blocks);
-  json_object_set_new(json, "ranks", ranks);
-}
-
-static void add_memory(const overview *o, json_t *json) {
-  const mo_plan *plan = &o->plan;
-  set_int(json, "activation_bytes", plan->activation_bytes);
-  set_int(json, "position_bytes", plan->position_bytes);
-  set_int(json, "workspace_bytes", plan->workspace_bytes);
-  set_int(json, "scratch_bytes", plan->scratch_bytes);
-  set_int(json, "overhead_bytes", plan->overhead_bytes);
-  set_int(json, "host_staging_bytes", plan->staging_bytes);
-  set_int(json, "host_statistics_bytes", plan->statistics_bytes);
-}
-
-static void set_real(json_t *object, const char *key, double value) {
-  json_object_set_new(object, key, json_real(value));
-}
-
-static void add_time(const overview *o, json_t *json) {
-  json_t *time = json_object();
-  set_real(time, "seconds", o->time.seconds);
-  set_real(time, "compute", o->time.compute);
-  set_real(time, "load", o->time.load);
-  set_real(time, "bubble", o->time.bubble);
-  set_real(time, "storage_alone", o->time.storage_alone);
-  set_real(time, "compute_alone", o->time.compute_alone);
-  set_real(time, "assumed_bytes_per_second", o->rates.bytes_per_second);
-  set_real(time, "assumed_flops_per_second", o->rates.flops_per_second);
-  json_object_set_new(json, "time", time);
-  if (!o->cuda) return;
-  set_real(json, "gpu_hours", gpu_hours(o));
-  if (o->config->deployment.max_price > 0) set_real(json, "dollars_at_most", most_dollars(o));
-}
-
-static mo_status print_json(const overview *o, FILE *out) {
-  json_t *json = json_object();
-  add_model(o, json);
-  json_object_set_new(json, "flops", json_real(o->flops));
-  set_int(json, "micro_batch", o->plan.micro_batch);
-  set_int(json, "micro_batches", o->plan.n_micro);
-  add_memory(o, json);
-  add_stages(o, json);
-  add_partition(o, json);
-  add_time(o, json);
-  bool written = json && json_dumpf(json, out, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) == 0;
-  json_decref(json);
-  fputc('\n', out);
-  return written ? MO_OK : MO_FAIL(MO_FAILED, "cannot write the plan as JSON (stdout): check the disk");
-}
-
 mo_status mo_plan_command(const mo_config *config, const mo_plan_options *options, FILE *out) {
-  overview o = {.config = config, .options = options};
+  mo_plan_overview o = {.config = config, .options = options};
   mo_status status = fill(&o);
   if (status == MO_OK && options->json)
-    status = print_json(&o, out);
+    status = mo_plan_print_json(&o, out);
   else if (status == MO_OK)
     print_text(&o, out);
   mo_plan_free(&o.plan);

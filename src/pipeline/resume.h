@@ -14,6 +14,7 @@ typedef struct {
   mo_comm *comm;
   const mo_config *config;
   const char *config_json; /* file, or folder with config.json */
+  bool synthetic;          /* the weights: no files */
   const mo_model_spec *spec;
   const mo_checkpoint *checkpoint;
   const mo_tokens *tokens;

@@ -113,7 +113,7 @@ static mo_status put_file(FILE *out, const char *path) {
 
 static mo_status put_checkpoint(FILE *out, const mo_resume_job *job) {
   int64_t n = mo_checkpoint_tensor_count(job->checkpoint), n_files = 0;
-  if (strncmp(job->config->model.path, "synthetic:", 10) == 0) {
+  if (job->synthetic) {
     fprintf(out, "checkpoint = %s\n", job->config->model.path);
     return MO_OK;
   }

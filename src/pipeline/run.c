@@ -8,8 +8,11 @@
 
 #include "moe_outliers/devices.h"
 #include "moe_outliers/machine.h"
+#include "moe_outliers/phases.h"
+#include "moe_outliers/threads.h"
 #include "pipeline/engine.h"
 #include "pipeline/model_files.h"
+#include "pipeline/prepare.h"
 #include "pipeline/resume.h"
 #include "pipeline/run_plan.h"
 #include "pipeline/signals.h"
@@ -20,10 +23,7 @@ typedef struct {
   const mo_run_options *options;
   int cores; /* this rank's */
   double started;
-  mo_model_spec spec;
-  mo_model_files files;
-  mo_checkpoint *checkpoint;
-  mo_catalogue catalogue;
+  mo_input input;
   mo_tokens tokens;
   const mo_backend_table *table;
   int device;
@@ -31,23 +31,17 @@ typedef struct {
   mo_plan plan;
   mo_resume resume;
   mo_accumulator *accumulator;
+  mo_engine *engine;
   mo_results *results;
   mo_analysis analysis;
   mo_timing_row *timing;
   int64_t n_timing;
   mo_engine_clock clock;
+  mo_stage_clock *stages;
   char *model_name;
 } run_state;
 
 /* --- phase 1: the input, on every rank, nothing written --- */
-
-static mo_status check_layers(const run_state *run) {
-  for (int64_t i = 0; i < run->config->output.n_activations; i++)
-    if (run->config->output.activations[i] >= run->spec.n_layers)
-      return MO_FAIL(MO_INVALID, "layer %lld does not exist (output.activations): the model has layers 0 to %lld",
-                     (long long)run->config->output.activations[i], (long long)run->spec.n_layers - 1);
-  return MO_OK;
-}
 
 static mo_status name_model(run_state *run) {
   const mo_config *config = run->config;
@@ -58,7 +52,7 @@ static mo_status name_model(run_state *run) {
   while (length > 1 && path[length - 1] == '/') path[--length] = '\0';
   const char *slash = strrchr(path, '/');
   if (!name || !name[0]) name = slash && slash[1] ? slash + 1 : path;
-  bool random = strncmp(path, "synthetic:", 10) == 0; /* nobody shall take its tables for the model's */
+  bool random = run->input.files.synthetic; /* nobody shall take its tables for the model's */
   size_t size = strlen(name) + strlen(path) + sizeof " (random weights, )";
   run->model_name = mo_alloc(size, 1);
   if (run->model_name && random) snprintf(run->model_name, size, "%s (random weights, %s)", name, path);
@@ -67,16 +61,12 @@ static mo_status name_model(run_state *run) {
   return run->model_name ? MO_OK : MO_FAILED;
 }
 
-static mo_status open_input(run_state *run) {
+static mo_status open_input(run_state *run, mo_preparation *preparation) {
   const mo_config *config = run->config;
-  MO_TRY(mo_model_files_for_run(config, &run->files));
+  MO_TRY(mo_preparation_input(preparation, &run->input));
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
-  MO_TRY(mo_model_read(&run->spec, run->files.config_json));
-  MO_TRY(check_layers(run));
   MO_TRY(name_model(run));
-  MO_TRY(mo_model_files_open(&run->checkpoint, config, &run->files, &run->spec));
-  MO_TRY(mo_catalogue_build(&run->catalogue, &run->spec, run->checkpoint));
-  return mo_model_files_tokens(&run->tokens, config, run->spec.vocab);
+  return mo_model_files_tokens(&run->tokens, config, run->input.spec.vocab);
 }
 
 /* --- phase 2: the backend, and the plan, the same on every rank --- */
@@ -113,8 +103,8 @@ static int choose_readers(const run_state *run) {
 static mo_run_plan_job plan_job(const run_state *run) {
   return (mo_run_plan_job){.comm = run->comm,
                            .config = run->config,
-                           .spec = &run->spec,
-                           .catalogue = &run->catalogue,
+                           .spec = &run->input.spec,
+                           .catalogue = &run->input.catalogue,
                            .tokens = &run->tokens,
                            .backend = run->backend,
                            .threads = choose_threads(run),
@@ -131,9 +121,10 @@ static mo_status make_plan(run_state *run) {
 static mo_status open_resume(run_state *run) {
   mo_resume_job job = {.comm = run->comm,
                        .config = run->config,
-                       .config_json = run->files.config_json,
-                       .spec = &run->spec,
-                       .checkpoint = run->checkpoint,
+                       .config_json = run->input.files.config_json,
+                       .synthetic = run->input.files.synthetic,
+                       .spec = &run->input.spec,
+                       .checkpoint = run->input.checkpoint,
                        .tokens = &run->tokens,
                        .backend = run->backend,
                        .plan = &run->plan,
@@ -141,38 +132,51 @@ static mo_status open_resume(run_state *run) {
   return mo_resume_open(&run->resume, &job);
 }
 
+/* What is left to do, dealt anew over the ranks that there are now. */
+static mo_status plan_the_rest(run_state *run) {
+  mo_run_plan_job job = plan_job(run);
+  mo_plan rest;
+  if (run->resume.n_kept == 0 || mo_resume_first_stage(&run->resume) == run->plan.n_stages) return MO_OK;
+  job.start = run->resume.start;
+  MO_TRY(mo_run_plan(&rest, &job));
+  mo_plan_free(&run->plan);
+  run->plan = rest;
+  return MO_OK;
+}
+
 static mo_status open_accumulator(run_state *run) {
   mo_analysis_shape shape = {
-      .n_layers = run->spec.n_layers,
+      .n_layers = run->input.spec.n_layers,
       .n_sequences = run->tokens.n_sequences,
       .length = run->tokens.length,
-      .hidden = run->spec.hidden,
-      .n_experts = run->spec.moe.experts,
+      .hidden = run->input.spec.hidden,
+      .n_experts = run->input.spec.moe.experts,
       .criteria = {run->config->analysis.threshold, run->config->analysis.min_layer_fraction,
                    run->config->analysis.min_position_fraction, run->config->analysis.systematic_fraction},
   };
   MO_TRY(mo_accumulator_new(&run->accumulator, &shape));
   run->timing = mo_alloc((size_t)run->plan.n_stages, sizeof *run->timing);
-  return run->timing ? MO_OK : MO_FAILED;
+  run->stages = mo_alloc((size_t)run->plan.n_stages, sizeof *run->stages);
+  return run->timing && run->stages ? MO_OK : MO_FAILED;
 }
 
 static mo_status create_results(run_state *run) {
   const mo_config *config = run->config;
   mo_results_header header = {
       .model_name = run->model_name,
-      .architecture = run->spec.architecture,
+      .architecture = run->input.spec.architecture,
       .precision = mo_precision_name(config->engine.precision),
       .device = run->table->name,
       .config = config->text,
-      .n_layers = run->spec.n_layers,
-      .hidden_size = run->spec.hidden,
-      .n_experts = run->spec.moe.experts,
+      .n_layers = run->input.spec.n_layers,
+      .hidden_size = run->input.spec.hidden,
+      .n_experts = run->input.spec.moe.experts,
       .n_sequences = run->tokens.n_sequences,
       .sequence_length = run->tokens.length,
       .n_ranks = mo_comm_size(run->comm),
       .threshold = config->analysis.threshold,
   };
-  int64_t n = config->output.all_activations ? run->spec.n_layers : config->output.n_activations;
+  int64_t n = config->output.all_activations ? run->input.spec.n_layers : config->output.n_activations;
   int64_t *layers = mo_alloc((size_t)n, sizeof *layers);
   mo_status status = mo_comm_join(run->comm, layers ? MO_OK : MO_FAILED); /* creation is collective */
   if (status == MO_OK) {
@@ -185,40 +189,41 @@ static mo_status create_results(run_state *run) {
 
 /* --- phase 4: compute --- */
 
-static mo_status compute(run_state *run) {
+static mo_status open_engine(run_state *run) {
   mo_engine_job job = {
       .comm = run->comm,
       .config = run->config,
-      .spec = &run->spec,
+      .spec = &run->input.spec,
       .plan = &run->plan,
       .tokens = &run->tokens,
-      .checkpoint = run->checkpoint,
-      .catalogue = &run->catalogue,
+      .checkpoint = run->input.checkpoint,
+      .catalogue = &run->input.catalogue,
       .backend = run->backend,
       .accumulator = run->accumulator,
-      .results = run->results,
       .resume = &run->resume,
       .timing = run->timing,
       .clock = &run->clock,
+      .stages = run->stages,
       .readers = choose_readers(run),
   };
-  return mo_engine_run(&job, &run->n_timing);
+  return mo_engine_open(&run->engine, &job);
 }
+
+static mo_status compute(run_state *run) { return mo_engine_run(run->engine, run->results, &run->n_timing); }
 
 static mo_status compare_time(const run_state *run) {
   mo_run_plan_job job = plan_job(run);
-  mo_run_measure measure = {run->timing, run->n_timing, run->clock.opened, run->clock.done};
-  if (run->resume.n_kept > 0) return MO_OK; /* the times are of several runs */
-  return mo_run_compare_time(&job, &run->plan, &measure);
+  return mo_run_compare_time(&job, &run->plan, &run->clock, run->stages);
 }
 
 /* --- phase 5: the tables --- */
 
 static mo_status write_tables(run_state *run) {
-  int *owner = mo_alloc((size_t)run->spec.n_layers, sizeof *owner);
+  int *owner = mo_alloc((size_t)run->input.spec.n_layers, sizeof *owner);
   mo_status status = mo_comm_join(run->comm, owner ? MO_OK : MO_FAILED);
   if (status == MO_OK) {
-    for (int64_t layer = 0; layer < run->spec.n_layers; layer++) owner[layer] = mo_plan_rank_of(&run->plan, layer + 1);
+    for (int64_t layer = 0; layer < run->input.spec.n_layers; layer++)
+      owner[layer] = mo_plan_rank_of(&run->plan, layer + 1);
     status = mo_results_write(run->results, owner, run->accumulator, &run->analysis, run->timing, run->n_timing);
   }
   free(owner);
@@ -236,16 +241,18 @@ static void announce(const run_state *run) {
 }
 
 static void note_surplus(const run_state *run) {
-  if (run->plan.n_ranks > run->plan.n_stages)
-    fprintf(stderr, "moe-outliers: note: %lld of %d ranks have nothing to compute: the model has %lld stages\n",
-            (long long)run->plan.n_ranks - (long long)run->plan.n_stages, run->plan.n_ranks,
-            (long long)run->plan.n_stages);
+  const mo_plan *plan = &run->plan;
+  int idle = mo_plan_idle_ranks(plan);
+  if (idle && plan->n_blocks > 0)
+    fprintf(stderr, "moe-outliers: note: %d of %d ranks ha%s nothing to compute: %s %lld stages\n", idle, plan->n_ranks,
+            idle == 1 ? "s" : "ve", plan->first_stage ? "left to do are" : "the model has",
+            (long long)(plan->n_stages - plan->first_stage));
 }
 
 /* What the checkpoint holds beside the model: a wrong config.json would show here. */
 static void note_unused(const run_state *run) {
-  const mo_catalogue *catalogue = &run->catalogue;
-  int64_t unnamed = mo_checkpoint_ignored(run->checkpoint);
+  const mo_catalogue *catalogue = &run->input.catalogue;
+  int64_t unnamed = mo_checkpoint_ignored(run->input.checkpoint);
   if (unnamed)
     fprintf(stderr, "moe-outliers: note: %lld tensor%s of the shards ignored: the index does not name %s\n",
             (long long)unnamed, unnamed == 1 ? "" : "s", unnamed == 1 ? "it" : "them");
@@ -256,20 +263,34 @@ static void note_unused(const run_state *run) {
   for (int64_t i = 0; run->options->verbose && i < catalogue->unused_tensors; i++) {
     const mo_tensor *t = catalogue->unused[i];
     fprintf(stderr, "moe-outliers: not used: %s, %s, %lld bytes (%s)\n", t->name, t->dtype_name, (long long)t->bytes,
-            mo_checkpoint_file(run->checkpoint, t->file));
+            mo_checkpoint_file(run->input.checkpoint, t->file));
   }
 }
 
-static mo_status run_phases(run_state *run) {
+/* Up to the first read. */
+static mo_status prepare(run_state *run, mo_preparation *preparation) {
   mo_comm *comm = run->comm;
-  mo_comm_heed_stop(comm, true);
-  use_cores(run);
-  MO_TRY(mo_comm_join(comm, open_input(run)));
+  mo_signals_patience(3); /* storage may not answer, and nothing is lost yet */
+  mo_status status = mo_comm_join(comm, open_input(run, preparation));
+  mo_signals_patience(0);
+  MO_TRY(status);
+  mo_phase_ends(MO_PHASE_INPUT);
   MO_TRY(mo_comm_join(comm, mo_devices_choose(comm, run->config->engine.device, &run->table, &run->device)));
   MO_TRY(mo_comm_join(comm, open_backend(run)));
+  mo_phase_ends(MO_PHASE_DEVICE);
   MO_TRY(mo_comm_join(comm, make_plan(run)));
+  mo_phase_ends(MO_PHASE_PLAN);
   MO_TRY(mo_comm_join(comm, open_resume(run)));
+  mo_phase_ends(MO_PHASE_RESUME);
+  MO_TRY(mo_comm_join(comm, plan_the_rest(run)));
   MO_TRY(mo_comm_join(comm, open_accumulator(run)));
+  mo_phase_ends(MO_PHASE_PLAN);
+  return mo_comm_join(comm, open_engine(run));
+}
+
+/* While the first weights are read the output is made ready. */
+static mo_status stream(run_state *run) {
+  mo_comm *comm = run->comm;
   mo_comm_heed_stop(comm, false); /* parallel HDF5 has calls that all ranks must take part in */
   MO_TRY(mo_comm_join(comm, create_results(run)));
   if (mo_comm_rank(comm) == 0) {
@@ -279,14 +300,50 @@ static mo_status run_phases(run_state *run) {
   }
   mo_comm_heed_stop(comm, true);
   MO_TRY(mo_comm_join(comm, compute(run)));
-  MO_TRY(mo_comm_join(comm, compare_time(run)));
+  mo_phase_ends(MO_PHASE_STREAM);
+  return MO_OK;
+}
+
+/* From the statistics to the file. */
+static mo_status conclude(run_state *run) {
+  mo_comm *comm = run->comm;
   MO_TRY(mo_comm_join(comm, mo_analysis_reduce(&run->analysis, run->accumulator, comm)));
+  mo_phase_ends(MO_PHASE_ANALYSIS);
   mo_comm_heed_stop(comm, false);
   MO_TRY(mo_comm_join(comm, write_tables(run)));
   mo_results *finished = run->results;
   run->results = NULL; /* mo_results_finish owns it now */
   MO_TRY(mo_comm_join(comm, mo_results_finish(finished)));
-  if (mo_comm_rank(comm) == 0) announce(run);
+  mo_phase_ends(MO_PHASE_RESULT);
+  return MO_OK;
+}
+
+static void close_backend(run_state *run) {
+  mo_engine_close(run->engine);
+  if (run->backend && !run->clock.stuck) run->table->close(run->backend);
+  run->engine = NULL;
+  run->backend = NULL;
+}
+
+static void *close_beside(void *argument) {
+  double begin = mo_seconds();
+  close_backend(argument);
+  mo_phase_took(MO_PHASE_FREEING, mo_seconds() - begin);
+  return NULL;
+}
+
+static mo_status run_phases(run_state *run, mo_preparation *preparation) {
+  pthread_t closing;
+  mo_comm_heed_stop(run->comm, true);
+  use_cores(run);
+  MO_TRY(prepare(run, preparation));
+  MO_TRY(stream(run));
+  MO_TRY(mo_comm_join(run->comm, compare_time(run)));
+  bool beside = mo_thread_start(&closing, close_beside, run) == 0; /* a GPU takes its time to give memory back */
+  mo_status status = conclude(run);
+  if (beside) pthread_join(closing, NULL);
+  MO_TRY(status);
+  if (mo_comm_rank(run->comm) == 0) announce(run);
   return MO_OK;
 }
 
@@ -298,22 +355,29 @@ static void describe_stop(const run_state *run) {
                              : " before anything was computed; the same command starts again");
 }
 
-mo_status mo_run(const mo_config *config, mo_comm *comm, const mo_run_options *options) {
+static run_state in_use; /* by a reader that waits for storage when the process ends; for leak checkers */
+
+mo_status mo_run(const mo_config *config, mo_comm *comm, const mo_run_options *options, mo_preparation *preparation) {
   run_state run = {.config = config, .comm = comm, .options = options, .started = mo_seconds()};
   mo_signals_note();
-  mo_status status = run_phases(&run);
+  mo_status status = run_phases(&run, preparation);
   if (status == MO_STOPPED) describe_stop(&run);
+  close_backend(&run);
   mo_resume_close(&run.resume, status == MO_OK);
   mo_results_discard(run.results);
   mo_analysis_free(&run.analysis);
   free(run.timing);
+  free(run.stages);
   mo_accumulator_free(run.accumulator);
-  if (run.backend) run.table->close(run.backend);
+  if (run.clock.stuck) {
+    in_use = run;
+    return status;
+  }
   mo_plan_free(&run.plan);
   mo_tokens_free(&run.tokens);
-  mo_catalogue_free(&run.catalogue);
-  mo_checkpoint_close(run.checkpoint);
-  mo_model_free(&run.spec);
+  mo_input_free(&run.input);
   free(run.model_name);
-  return status;
+  mo_phase_ends(MO_PHASE_CLOSE);
+  if (status != MO_OK || !options->verbose) return status;
+  return mo_comm_allreduce(comm, mo_phases(), MO_PHASE_COUNT, MO_MAX_I64);
 }

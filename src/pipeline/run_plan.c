@@ -1,9 +1,6 @@
 #include "pipeline/run_plan.h"
 
 #include <stdlib.h>
-#include <string.h>
-
-/* --- before the run --- */
 
 /* The type that all matrices are stored in, MXFP4 apart; MO_OTHER if there are several. */
 static mo_dtype stored_type(const mo_catalogue *catalogue) {
@@ -74,7 +71,7 @@ mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job) {
       .n_sequences = job->tokens->n_sequences,
       .length = job->tokens->length,
       .micro_batch = config->engine.micro_batch,
-      .first_stage = job->first_stage,
+      .start = job->start,
       .perplexity = config->analysis.perplexity,
       .stores_activations = config->output.all_activations || config->output.n_activations,
       .n_ranks = mo_comm_size(job->comm),
@@ -93,148 +90,8 @@ mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job) {
       .staging_bytes = staging,
   };
   request.rates.ranks_per_node = MO_PLAN_RANKS_PER_NODE; /* as `plan` assumes, so that it shows this plan */
+  request.rates.times_read = config->engine.verify ? 2 : 1;
   mo_status status = mo_plan_make(plan, &request);
   free(stage_bytes);
-  return status;
-}
-
-/* --- after the run --- */
-
-/* What all ranks' first stages took. Everything is a sum over ranks. */
-typedef struct {
-  double *stage;                     /* [n_stages] seconds of a stage whose own time is used; 0: of its kind */
-  double *kind_seconds, *kind_flops; /* [n_stages] by the kind's first stage */
-  double *rank_seconds;              /* [n_ranks] measured, from the first read to the last product */
-  double *bandwidth;                 /* bytes per second */
-  double *ranks;                     /* that read something */
-  double *counted;                   /* stages used */
-  double *opened;                    /* seconds before the first task */
-} calibration;
-
-enum { SCALARS = 4 };
-
-static size_t sums_of(const mo_plan *plan) { return 3 * (size_t)plan->n_stages + (size_t)plan->n_ranks + SCALARS; }
-
-/* The members of a calibration in one block, so that one reduction sums them. */
-static calibration lay_out(double *sums, const mo_plan *plan) {
-  int64_t stages = plan->n_stages;
-  calibration c = {.stage = sums, .kind_seconds = sums + stages, .kind_flops = sums + 2 * stages};
-  c.rank_seconds = sums + 3 * stages;
-  c.bandwidth = c.rank_seconds + plan->n_ranks;
-  c.ranks = c.bandwidth + 1;
-  c.counted = c.ranks + 1;
-  c.opened = c.counted + 1;
-  return c;
-}
-
-static bool same_kind(const mo_layer_spec *a, const mo_layer_spec *b) {
-  return a->mixer == b->mixer && a->mlp == b->mlp && a->window == b->window;
-}
-
-/* The first stage that is like this one. */
-static int64_t kind_of(const mo_model_spec *spec, int64_t stage) {
-  if (stage < 1 || stage > spec->n_layers) return stage;
-  int64_t first = 1;
-  while (!same_kind(spec->layers + first - 1, spec->layers + stage - 1)) first++;
-  return first;
-}
-
-/* Times of a few stages of each kind; of more where there are many. */
-static int64_t calibration_stages(const mo_run_measure *measure) {
-  const int64_t fewest = 3, part = 8;
-  return measure->n_rows / part > fewest ? measure->n_rows / part : fewest;
-}
-
-/* This rank's part. The first stage of a kind may hold warm-up, so that the rate is that of the ones after it. seen: [n_stages]
- * zeros. */
-static void calibrate(const mo_run_plan_job *job, const mo_plan *plan, const mo_run_measure *measure, int64_t *seen,
-                      calibration *c) {
-  mo_stream_plan stream = mo_run_stream(job->config, job->readers);
-  int64_t most = calibration_stages(measure);
-  double bytes = 0, busy = 0;
-  for (int64_t i = 0; i < measure->n_rows; i++) {
-    const mo_timing_row *row = measure->rows + i;
-    int64_t stage = row->layer + 1, kind = kind_of(job->spec, stage);
-    if (i < most) {
-      bytes += (double)row->bytes_read;
-      busy += row->read + row->copy;
-    }
-    if (seen[kind] == most) continue;
-    c->stage[stage] = row->compute;
-    ++*c->counted;
-    if (++seen[kind] == 2) c->kind_seconds[kind] = c->kind_flops[kind] = 0;
-    c->kind_seconds[kind] += row->compute;
-    c->kind_flops[kind] += plan->costs[stage].flops;
-  }
-  c->rank_seconds[mo_comm_rank(job->comm)] = measure->seconds;
-  if (!(busy > 0)) return;
-  *c->bandwidth = bytes * mo_stream_ring_of(&stream).n_readers / busy;
-  *c->opened = measure->opened;
-  *c->ranks = 1;
-}
-
-/* Seconds of every stage: its own where it was measured, else by its kind's rate, else by that of all kinds. */
-static void fill_seconds(const mo_run_plan_job *job, const mo_plan *plan, calibration *c) {
-  double seconds = 0, flops = 0;
-  for (int64_t kind = 0; kind < plan->n_stages; kind++) {
-    if (!(c->kind_flops[kind] > 0)) continue;
-    seconds += c->kind_seconds[kind];
-    flops += c->kind_flops[kind];
-  }
-  for (int64_t stage = 0; stage < plan->n_stages; stage++) {
-    int64_t kind = kind_of(job->spec, stage);
-    if (c->stage[stage] > 0) continue;
-    if (c->kind_flops[kind] > 0)
-      c->stage[stage] = plan->costs[stage].flops * c->kind_seconds[kind] / c->kind_flops[kind];
-    else if (flops > 0)
-      c->stage[stage] = plan->costs[stage].flops * seconds / flops;
-  }
-}
-
-static void print_comparison(const mo_plan *plan, const mo_plan_time *time, const calibration *c) {
-  bool storage = time->storage_alone >= time->compute_alone;
-  double seconds = 0, flops = 0, measured = 0;
-  for (int rank = 0; rank < plan->n_ranks; rank++)
-    measured = c->rank_seconds[rank] > measured ? c->rank_seconds[rank] : measured;
-  for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++) {
-    seconds += c->stage[stage];
-    flops += plan->costs[stage].flops;
-  }
-  fprintf(
-      stderr,
-      "moe-outliers: predicted %.3g s, measured %.3g s from the first read to the last product, bound by %s (rates of "
-      "the first %.0f of %lld stages: %.3g GB/s and %.3g TFLOP/s a rank)\n",
-      time->seconds, measured, storage ? "storage" : "compute", *c->counted,
-      (long long)(plan->n_stages - plan->first_stage), 1e-9 * *c->bandwidth / *c->ranks,
-      seconds > 0 ? 1e-12 * flops / seconds : 0);
-}
-
-static mo_status compare(const mo_run_plan_job *job, const mo_plan *plan, const mo_run_measure *measure, double *sums,
-                         int64_t *seen) {
-  const char *device;
-  mo_plan_time time;
-  calibration c = lay_out(sums, plan);
-  calibrate(job, plan, measure, seen, &c);
-  MO_TRY(mo_comm_allreduce(job->comm, sums, sums_of(plan), MO_SUM_F64));
-  if (!(*c.ranks > 0)) return MO_OK; /* nothing was read */
-  fill_seconds(job, plan, &c);
-  mo_plan_rates rates = mo_plan_default_rates(is_cuda(job->backend), "", job->config->engine.precision, 1, &device);
-  rates.stage_seconds = c.stage;
-  rates.rank_bytes_per_second = *c.bandwidth / *c.ranks;
-  rates.bytes_per_second = *c.bandwidth; /* of all that read at the start, at the same time */
-  rates.start_seconds = *c.opened / *c.ranks;
-  MO_TRY(mo_plan_predict(plan, &rates, &time));
-  if (mo_comm_rank(job->comm) == 0) print_comparison(plan, &time, &c);
-  return MO_OK;
-}
-
-mo_status mo_run_compare_time(const mo_run_plan_job *job, const mo_plan *plan, const mo_run_measure *measure) {
-  if (plan->n_blocks == 0) return MO_OK;
-  double *sums = mo_alloc(sums_of(plan), sizeof *sums);
-  int64_t *seen = mo_alloc((size_t)plan->n_stages, sizeof *seen);
-  mo_status status = mo_comm_join(job->comm, sums && seen ? MO_OK : MO_FAILED);
-  if (status == MO_OK) status = compare(job, plan, measure, sums, seen);
-  free(sums);
-  free(seen);
   return status;
 }

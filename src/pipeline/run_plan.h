@@ -6,6 +6,7 @@
 #include "moe_outliers/plan.h"
 #include "moe_outliers/results.h"
 #include "moe_outliers/tokens.h"
+#include "pipeline/engine.h"
 
 enum { MO_PLAN_RANKS_PER_NODE = 8 }; /* where nobody says how many */
 
@@ -17,9 +18,9 @@ typedef struct {
   const mo_catalogue *catalogue;
   const mo_tokens *tokens;
   mo_backend *backend;
-  int threads;         /* compute threads of this rank */
-  int readers;         /* threads that load weights */
-  int64_t first_stage; /* stages before it are done */
+  int threads;          /* compute threads of this rank */
+  int readers;          /* threads that load weights */
+  const int64_t *start; /* [n_micro] stages at which the micro-batches of a continued run go on, else NULL */
 } mo_run_plan_job;
 
 /* What the config says of the streamer, without stages and arena. */
@@ -28,16 +29,9 @@ mo_stream_plan mo_run_stream(const mo_config *config, int readers);
 /* The same plan on every rank. Collective. */
 MO_CHECKED mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job);
 
-/* How long a rank took, for the comparison with the prediction. */
-typedef struct {
-  const mo_timing_row *rows; /* [n_rows] of its stages, in the order of the plan */
-  int64_t n_rows;
-  double opened, seconds; /* from the first read to the first task and to the last product */
-} mo_run_measure;
-
-/* Predict the time of the run from what its first stages took, each rank's share of them, and print it beside the measured
- * time: one line on stderr of rank 0. Collective. */
-MO_CHECKED mo_status mo_run_compare_time(const mo_run_plan_job *job, const mo_plan *plan,
-                                         const mo_run_measure *measure);
+/* Predict the time of the run, or of what was left to do, from what its first stages took, each rank's share of them, and print
+ * it beside the measured time: one line on stderr of rank 0. What all ranks measured: stages: [n_stages]. Collective. */
+MO_CHECKED mo_status mo_run_compare_time(const mo_run_plan_job *job, const mo_plan *plan, const mo_engine_clock *clock,
+                                         const mo_stage_clock *stages);
 
 #endif

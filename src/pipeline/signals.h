@@ -8,4 +8,8 @@ void mo_signals_note(void);
 int mo_signals_received(void);
 const char *mo_signals_name(int number);
 
+/* From now on a request to stop that has not ended the process after so many seconds ends it at once, with the status of a run that
+ * was stopped; 0: no more. For phases in which nothing is lost by that. */
+void mo_signals_patience(int seconds);
+
 #endif

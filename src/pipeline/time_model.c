@@ -12,6 +12,7 @@ typedef struct {
   const int64_t *stages; /* its stages in the order of the plan */
   int64_t n;
   int64_t loaded, placed, released; /* counts of stages; one is loading where placed > loaded */
+  int64_t touched;                  /* bytes of the arena that have been used */
   double left;                      /* bytes of it */
   int64_t block;                    /* of the plan, under way; n_blocks: done */
   int64_t begin;                    /* place of the block's first stage in `stages` */
@@ -35,6 +36,11 @@ typedef struct {
 
 static double part_of(const simulation *s) { return 1.0 / (double)s->n_micro; }
 
+/* The stage at which a simulated micro-batch goes on. */
+static int64_t start_of(const simulation *s, int64_t m) {
+  return s->plan->start ? s->plan->start[m * s->plan->n_micro / s->n_micro] : s->plan->first_stage;
+}
+
 static double compute_seconds(const simulation *s, int64_t stage) {
   if (s->rates->stage_seconds) return s->rates->stage_seconds[stage] * part_of(s);
   return s->rates->flops_per_second > 0 ? s->plan->costs[stage].flops / s->rates->flops_per_second * part_of(s) : 0;
@@ -53,14 +59,22 @@ static int64_t room(const simulation *s, const rank_state *r, int rank) {
   return oldest >= bytes ? 0 : -1;
 }
 
-static void start_load(simulation *s, int rank) {
+static void start_load(simulation *s, int rank, double *wakes) {
   rank_state *r = s->ranks + rank;
   if (r->placed > r->loaded || r->placed == r->n) return;
+  if (s->now < s->rates->read_seconds) {
+    *wakes = fmin(*wakes, s->rates->read_seconds);
+    return;
+  }
   int64_t offset = room(s, r, rank);
   if (offset < 0) return;
   int64_t stage = r->stages[r->placed++];
   s->offsets[stage] = offset;
-  r->left = (double)s->plan->costs[stage].bytes;
+  r->left = (double)s->plan->costs[stage].bytes * (s->rates->times_read > 0 ? s->rates->times_read : 1);
+  int64_t end = offset + s->plan->arena[stage], begin = offset > r->touched ? offset : r->touched;
+  if (end <= begin) return;
+  r->touched = end;
+  if (s->rates->fresh > 0) r->left *= 1 + (s->rates->fresh - 1) * (double)(end - begin) / (double)s->plan->arena[stage];
 }
 
 /* Bytes per second that each reading rank of this rank's node gets. */
@@ -106,18 +120,18 @@ static void deliver(simulation *s, int64_t block, int64_t m) {
   s->here[block * s->n_micro + m] = r->link_free = begin + s->message;
 }
 
-/* The rank's next block from index `from` on; rows that wait for it come in. */
+/* The rank's next block from index `from` on; rows that wait for it come in. Those of a micro-batch that goes on here, or
+ * later, are here. */
 static void enter_block(simulation *s, int rank, int64_t from) {
   rank_state *r = s->ranks + rank;
   const mo_plan *plan = s->plan;
   for (r->block = from; r->block < plan->n_blocks && plan->blocks[r->block].rank != rank;) r->block++;
   if (r->block == plan->n_blocks) return;
+  const mo_block *block = plan->blocks + r->block;
   for (int64_t m = 0; m < s->n_micro; m++) {
-    int64_t cell = r->block * s->n_micro + m;
-    s->next[rank * s->n_micro + m] = 0;
-    if (r->block == 0)
-      s->here[cell] = 0;
-    else if (plan->blocks[r->block - 1].rank == rank)
+    int64_t cell = r->block * s->n_micro + m, passed = start_of(s, m) - block->first_stage;
+    s->next[rank * s->n_micro + m] = passed < 0 ? 0 : passed < block->n_stages ? passed : block->n_stages;
+    if (r->block == 0 || passed >= 0 || plan->blocks[r->block - 1].rank == rank)
       s->here[cell] = s->now;
     else if (s->sent[cell] <= s->now)
       deliver(s, r->block, m);
@@ -152,7 +166,7 @@ static void end_compute(simulation *s, int rank) {
 
 static void start_work(simulation *s, int rank, double *wakes) {
   rank_state *r = s->ranks + rank;
-  start_load(s, rank);
+  start_load(s, rank, wakes);
   if (r->micro >= 0 || r->block == s->plan->n_blocks) return;
   if (s->now < s->rates->start_seconds) {
     *wakes = fmin(*wakes, s->rates->start_seconds);
@@ -283,12 +297,26 @@ mo_status mo_plan_predict(const mo_plan *plan, const mo_plan_rates *rates, mo_pl
 /* --- defaults --- */
 
 /* Sustained TFLOP/s of whole models, not of one product: on an H100 the models of docs/performance.md reach 420 to 630 (a few
- * 200) in bf16. The others scale by the published dense rates. */
+ * 200) in bf16. The others scale by the published dense rates. Memory: GB, of the smallest that is sold by the name. */
 static const struct {
   const char *name;
-  double bf16, fp32;
-} GPUS[] = {{"B200", 900, 60}, {"H200", 450, 45}, {"H100", 450, 45}, {"A100", 180, 15}, {"L40", 120, 40},
-            {"A40", 70, 20},   {"4090", 90, 40},  {"5090", 120, 50}, {"A6000", 75, 20}, {"6000 Ada", 140, 45}};
+  double bf16, fp32, memory;
+} GPUS[] = {{"B200", 900, 60, 180}, {"H200", 450, 45, 141},   {"H100", 450, 45, 80}, {"A100", 180, 15, 40},
+            {"L40", 120, 40, 48},   {"A40", 70, 20, 48},      {"4090", 90, 40, 24},  {"5090", 120, 50, 32},
+            {"A6000", 75, 20, 48},  {"6000 Ada", 140, 45, 48}};
+enum { N_GPUS = sizeof GPUS / sizeof GPUS[0] };
+
+/* The place of a name that contains one of the table's; N_GPUS: none. */
+static size_t find_gpu(const char *gpu) {
+  size_t at = 0;
+  while (at < N_GPUS && !strstr(gpu, GPUS[at].name)) at++;
+  return at;
+}
+
+double mo_plan_gpu_memory(const char *gpu) {
+  size_t at = find_gpu(gpu);
+  return at < N_GPUS ? GPUS[at].memory : 0;
+}
 
 mo_plan_rates mo_plan_default_rates(bool cuda, const char *gpu, mo_precision precision, int threads,
                                     const char **name) {
@@ -298,10 +326,9 @@ mo_plan_rates mo_plan_default_rates(bool cuda, const char *gpu, mo_precision pre
                            .flops_per_second = 50e9 * (threads > 0 ? threads : 1),
                            .message_bytes_per_second = 3e9};
   }
-  size_t at = 2;
-  *name = "an H100 (deployment.gpu_filter names no known GPU)";
-  for (size_t i = sizeof GPUS / sizeof GPUS[0]; i-- > 0;)
-    if (gpu[0] && strstr(gpu, GPUS[i].name)) *name = GPUS[at = i].name;
+  size_t at = find_gpu(gpu);
+  *name = at < N_GPUS ? GPUS[at].name : "an H100 (deployment.gpu_filter names no known GPU)";
+  if (at == N_GPUS) at = find_gpu("H100");
   double tflops = precision == MO_PRECISION_BF16 ? GPUS[at].bf16 : GPUS[at].fp32;
   return (mo_plan_rates){.bytes_per_second = 5e9, .flops_per_second = 1e12 * tflops, .message_bytes_per_second = 100e9};
 }

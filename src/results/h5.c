@@ -13,6 +13,7 @@
 
 /* Type conversion (struct with padding -> packed row) works in pieces of this size, each a write of its own. */
 #define CONVERSION_BYTES ((size_t)8 << 20)
+#define LEAST_CONVERSION_BYTES ((size_t)64 << 10)
 
 #define MAX_RANK 8
 
@@ -202,6 +203,14 @@ static int write_box(mo_box *box, size_t element, const char *data) {
          H5Dwrite(box->dataset, box->type, box->memory, box->space, box->transfer, data) < 0;
 }
 
+/* HDF5 clears as much for every write: not more than the write fills. */
+static size_t conversion_bytes(size_t element, int rank, const hsize_t *count) {
+  size_t bytes = element;
+  for (int d = 0; d < rank && bytes < CONVERSION_BYTES; d++)
+    bytes = count[d] < CONVERSION_BYTES / bytes ? bytes * (size_t)count[d] : CONVERSION_BYTES;
+  return bytes < LEAST_CONVERSION_BYTES ? LEAST_CONVERSION_BYTES : bytes;
+}
+
 mo_status mo_h5_write(const mo_h5_file *file, const char *name, hid_t type, int rank, const hsize_t *start,
                       const hsize_t *count, const void *data) {
   mo_box box = {.type = type,
@@ -221,7 +230,7 @@ mo_status mo_h5_write(const mo_h5_file *file, const char *name, hid_t type, int 
   /* The default transfer mode of the MPI driver is independent. */
   if (element == 0 || (box.dataset = H5Dopen2(file->id, name, H5P_DEFAULT)) < 0 ||
       (box.transfer = H5Pcreate(H5P_DATASET_XFER)) < 0 ||
-      H5Pset_buffer(box.transfer, CONVERSION_BYTES, NULL, NULL) < 0 ||
+      H5Pset_buffer(box.transfer, conversion_bytes(element, rank, box.count), NULL, NULL) < 0 ||
       (rank == 0 && H5Dwrite(box.dataset, type, H5S_ALL, H5S_ALL, box.transfer, data) < 0) ||
       (rank > 0 && ((box.space = H5Dget_space(box.dataset)) < 0 || (box.memory = H5Screate(H5S_SIMPLE)) < 0 ||
                     write_box(&box, element, data))))

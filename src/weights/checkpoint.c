@@ -42,8 +42,8 @@ static mo_status read_header(const mo_weight_file *file, char **json, int64_t *b
   unsigned char prefix[8];
   if (file->size == 0) return MO_FAIL(MO_INVALID, "the file is empty (%s): fetch it again", file->path);
   if (file->size < 8)
-    return MO_FAIL(MO_INVALID, "the file has only %lld bytes (%s): it is truncated, fetch it again",
-                   (long long)file->size, file->path);
+    return MO_FAIL(MO_INVALID, "the file has only %lld byte%s (%s): it is truncated, fetch it again",
+                   (long long)file->size, mo_plural(file->size), file->path);
   MO_TRY(mo_file_read_range(file->fd, file->path, 0, 8, prefix));
   if (memcmp(prefix, "version ", 8) == 0)
     return MO_FAIL(MO_INVALID, "the file is a git-lfs pointer, not the weights (%s): run git lfs pull in its folder",

@@ -35,6 +35,7 @@ static bool place_slot(mo_streamer *s, slot *next) {
   if (offset < 0) return false;
   next->offset = offset;
   next->state = SLOT_LOADING;
+  next->timing.began = mo_stream_now();
   s->placed++;
   return true;
 }
@@ -44,14 +45,18 @@ static bool place_slot(mo_streamer *s, slot *next) {
 typedef enum { TAKE_PIECE, TAKE_BLOCKED, TAKE_END } take_result;
 
 /* Take the next piece; without room for its stage TAKE_BLOCKED, or if `wait` only after a release. */
-static take_result take_piece(mo_streamer *s, bool wait, int64_t *index) {
+static take_result take_piece(reader *self, bool wait, int64_t *index) {
+  mo_streamer *s = self->streamer;
   take_result result = TAKE_END;
   pthread_mutex_lock(&s->lock);
+  self->piece = -1;
   while (!s->stop && s->status == MO_OK && s->next < s->n_pieces) {
     slot *next = &s->slots[s->pieces[s->next].slot];
     if (next->state == SLOT_LOADING || place_slot(s, next)) {
       *index = s->next++;
-      if (s->in_flight++ == 0) s->moved = mo_stream_now();
+      self->piece = *index;
+      self->begun = mo_stream_now();
+      if (s->in_flight++ == 0) s->moved = self->begun;
       result = TAKE_PIECE;
       break;
     }
@@ -90,6 +95,7 @@ static mo_status complete_piece(mo_streamer *s, int64_t index, const piece_cost 
   pthread_mutex_lock(&s->lock);
   s->in_flight--;
   s->moved = mo_stream_now();
+  s->bytes_read += p->bytes;
   owner->timing.bytes_read += p->bytes;
   owner->timing.bytes_direct += cost->bytes_direct;
   owner->timing.read_seconds += cost->read_seconds;
@@ -97,6 +103,7 @@ static mo_status complete_piece(mo_streamer *s, int64_t index, const piece_cost 
   owner->loaded += p->bytes;
   if (owner->loaded == owner->catalogue->bytes) {
     owner->state = SLOT_READY;
+    owner->timing.ready = s->moved;
     pthread_cond_broadcast(&s->arrived);
   }
   pthread_mutex_unlock(&s->lock);
@@ -187,21 +194,22 @@ void *mo_stream_reader(void *argument) {
   mo_status status = make_buffers(self);
   while (status == MO_OK) {
     int64_t next;
-    take_result got = take_piece(s, false, &next);
+    take_result got = take_piece(self, false, &next);
     if (got == TAKE_BLOCKED) {
       /* A copy on its way may complete the very stage whose release makes room. */
       status = drain(self);
-      if (status == MO_OK) got = take_piece(s, true, &next);
+      if (status == MO_OK) got = take_piece(self, true, &next);
     }
     if (status != MO_OK || got != TAKE_PIECE) break;
     status = s->staged ? load_staged(self, next) : load_in_place(self, next);
   }
   mo_status drained = drain(self); /* no copy may outlive its buffer */
   if (status == MO_OK) status = drained;
-  if (status != MO_OK) {
-    pthread_mutex_lock(&s->lock);
-    mo_stream_stop(s, status);
-    pthread_mutex_unlock(&s->lock);
-  }
+  pthread_mutex_lock(&s->lock);
+  self->piece = -1;
+  if (status != MO_OK) mo_stream_stop(s, status);
+  s->n_running--;
+  pthread_cond_broadcast(&s->arrived);
+  pthread_mutex_unlock(&s->lock);
   return NULL;
 }

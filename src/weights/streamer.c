@@ -7,6 +7,7 @@
 
 #define MAX_READERS 256
 #define POLL_NANOSECONDS 5000000
+#define CLOSE_SECONDS 1.5 /* for readers to come back from their reads */
 
 /* --- opening and closing --- */
 
@@ -68,16 +69,29 @@ static mo_status start_readers(mo_streamer *s) {
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, &before); /* signals are the main thread's; readers inherit the mask */
   int error = 0;
+  pthread_mutex_lock(&s->lock); /* nothing is read before all are there */
   for (int i = 0; i < s->n_readers && !error; i++) {
     s->readers[i].streamer = s;
+    s->readers[i].piece = -1;
     error = pthread_create(&s->readers[i].thread, NULL, mo_stream_reader, &s->readers[i]);
     if (!error) s->n_started++;
   }
+  s->n_running = s->n_started;
+  s->stop = error != 0;
+  pthread_mutex_unlock(&s->lock);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (error)
     return MO_FAIL(MO_FAILED, "cannot start a reader thread: %s: raise the limit of processes (ulimit -u)",
                    strerror(error));
   return MO_OK;
+}
+
+/* Less than a second. */
+static void add_nanoseconds(struct timespec *time, long nanoseconds) {
+  time->tv_nsec += nanoseconds;
+  if (time->tv_nsec < 1000000000) return;
+  time->tv_nsec -= 1000000000;
+  time->tv_sec++;
 }
 
 static void init_locks(mo_streamer *s) {
@@ -111,20 +125,32 @@ mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, c
   if (status == MO_OK && s->n_slots > 0) status = make_memory(s, ring.n_readers);
   if (status == MO_OK && s->n_slots > 0) status = start_readers(s);
   if (status != MO_OK) {
-    mo_streamer_close(s);
+    (void)mo_streamer_close(s);
     return status;
   }
   *streamer = s;
   return MO_OK;
 }
 
-void mo_streamer_close(mo_streamer *s) {
-  if (!s) return;
+/* Whether all readers have ended. */
+static bool stop_readers(mo_streamer *s) {
+  struct timespec until;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  until.tv_sec += (time_t)CLOSE_SECONDS;
+  add_nanoseconds(&until, (long)(1e9 * (CLOSE_SECONDS - (time_t)CLOSE_SECONDS)));
   pthread_mutex_lock(&s->lock);
   s->stop = true;
   pthread_cond_broadcast(&s->work);
   pthread_cond_broadcast(&s->turn);
+  while (s->n_running > 0 && pthread_cond_timedwait(&s->arrived, &s->lock, &until) == 0) continue;
+  bool ended = s->n_running == 0;
   pthread_mutex_unlock(&s->lock);
+  return ended;
+}
+
+bool mo_streamer_close(mo_streamer *s) {
+  if (!s) return true;
+  if (!stop_readers(s)) return false;
   for (int i = 0; i < s->n_started; i++) pthread_join(s->readers[i].thread, NULL);
   for (int i = 0; i < s->n_readers; i++) {
     if (s->readers[i].memory) s->backend->table->free_host(s->backend, s->readers[i].memory);
@@ -143,6 +169,7 @@ void mo_streamer_close(mo_streamer *s) {
   free(s->pieces_done);
   free(s->sums);
   free(s);
+  return true;
 }
 
 /* --- the consumer --- */
@@ -151,9 +178,10 @@ void mo_streamer_close(mo_streamer *s) {
 static mo_status check_room(const mo_streamer *s, const slot *wanted) {
   if (wanted->state != SLOT_WAITING || mo_stream_room(s, wanted->catalogue->arena_bytes) >= 0) return MO_OK;
   return MO_FAIL(MO_FAILED,
-                 "stage %lld does not fit beside the %lld stages still held: release them first or raise "
+                 "stage %lld does not fit beside the %lld stage%s still held: release them first or raise "
                  "engine.device_memory_gb",
-                 (long long)wanted->stage, (long long)(s->acquired - s->released));
+                 (long long)wanted->stage, (long long)(s->acquired - s->released),
+                 mo_plural(s->acquired - s->released));
 }
 
 /* Holding the lock, which is given up meanwhile: wait until the slot is ready. */
@@ -163,11 +191,7 @@ static mo_status wait_for(mo_streamer *s, const slot *wanted, mo_status (*poll)(
     MO_TRY(check_room(s, wanted));
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += POLL_NANOSECONDS;
-    if (until.tv_nsec >= 1000000000) {
-      until.tv_nsec -= 1000000000;
-      until.tv_sec++;
-    }
+    add_nanoseconds(&until, POLL_NANOSECONDS);
     pthread_cond_timedwait(&s->arrived, &s->lock, &until);
     if (poll && wanted->state != SLOT_READY) {
       pthread_mutex_unlock(&s->lock);
@@ -181,7 +205,7 @@ static mo_status wait_for(mo_streamer *s, const slot *wanted, mo_status (*poll)(
 }
 
 /* Compare what is in the arena with the files. */
-static mo_status verify(const mo_streamer *s, const slot *loaded) {
+static mo_status verify(mo_streamer *s, const slot *loaded) {
   for (int64_t e = 0; s->sums && e < loaded->catalogue->n_entries; e++) {
     const mo_entry *entry = &loaded->catalogue->entries[e];
     const mo_tensor *t = entry->tensor;
@@ -194,6 +218,9 @@ static mo_status verify(const mo_streamer *s, const slot *loaded) {
                      "storage and memory if it stays so",
                      t->name, mo_checkpoint_file(s->checkpoint, t->file));
   }
+  pthread_mutex_lock(&s->lock);
+  if (s->sums) s->bytes_verified += loaded->catalogue->bytes;
+  pthread_mutex_unlock(&s->lock);
   return MO_OK;
 }
 
@@ -244,11 +271,24 @@ void mo_streamer_release(mo_streamer *s, int64_t stage) {
   pthread_mutex_unlock(&s->lock);
 }
 
-double mo_streamer_stalled(mo_streamer *s) {
+/* Holding the lock: the read that was begun first of those under way, NULL: none. */
+static const piece *oldest_read(const mo_streamer *s) {
+  const reader *oldest = NULL;
+  for (int i = 0; i < s->n_started; i++) {
+    const reader *r = &s->readers[i];
+    if (r->piece >= 0 && (!oldest || r->begun < oldest->begun)) oldest = r;
+  }
+  return oldest ? &s->pieces[oldest->piece] : NULL;
+}
+
+mo_stream_state mo_streamer_state(mo_streamer *s) {
   pthread_mutex_lock(&s->lock);
-  double seconds = s->status == MO_OK && s->in_flight > 0 ? mo_stream_now() - s->moved : 0;
+  mo_stream_state state = {.bytes_read = s->bytes_read, .bytes_verified = s->bytes_verified, .file = -1};
+  const piece *read = oldest_read(s);
+  if (s->status == MO_OK && s->in_flight > 0) state.stalled = mo_stream_now() - s->moved;
+  if (read) state.file = read->file, state.offset = read->file_offset;
   pthread_mutex_unlock(&s->lock);
-  return seconds;
+  return state;
 }
 
 mo_stream_timing mo_streamer_timing(const mo_streamer *s, int64_t stage) {

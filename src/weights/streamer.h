@@ -66,8 +66,10 @@ typedef struct {
   pthread_t thread;
   void *memory; /* of the buffers */
   staging buffers[MO_STREAM_BUFFERS];
-  int turn;    /* the buffer of the next read */
-  void *again; /* [MO_STREAM_AGAIN] for verify */
+  int turn;      /* the buffer of the next read */
+  int64_t piece; /* that it is reading, -1: none */
+  double begun;  /* when it took that */
+  void *again;   /* [MO_STREAM_AGAIN] for verify */
 } reader;
 
 /* How many readers may read past the page cache at once. It starts low, for disks that more readers only disturb, and
@@ -101,9 +103,11 @@ struct mo_streamer {
   int64_t next;                       /* piece to hand out */
   int64_t in_flight;                  /* pieces that were handed out and have not arrived */
   double moved;                       /* when bytes came last, or were first asked for */
+  int64_t bytes_read, bytes_verified;
 
   reader *readers;
   int n_readers, n_started;
+  int n_running; /* reader threads that have not come to their end */
 
   piece *pieces;
   int64_t n_pieces, n_entries;

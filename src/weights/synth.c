@@ -1,11 +1,14 @@
 /* Random checkpoints in the hub's format, for benchmarks and tests. */
 #include "moe_outliers/synth.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,6 +18,8 @@
 #include "weights/generate.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
+#define CONFIG_NAME "config.json"
+#define PARTIAL ".partial"
 
 enum { CHUNK_BYTES = 1 << 21 };
 static const int64_t shard_bytes = 5000000000; /* as the hub's shards */
@@ -43,8 +48,10 @@ typedef struct {
   mo_dtype dtype;
   mo_random_tensor *tensors;
   place *places; /* of each tensor */
-  int64_t n_tensors;
+  int64_t n_tensors, bytes;
   int n_shards;
+  int config; /* descriptor of config.json.partial; who holds a lock on it writes to the folder */
+  const mo_synth_progress *progress;
 } synth;
 
 static mo_status place_tensors(synth *s) {
@@ -57,6 +64,7 @@ static mo_status place_tensors(synth *s) {
     if (offset > 0 && offset + bytes > shard_bytes) s->n_shards++, offset = 0;
     s->places[i] = (place){.shard = s->n_shards, .offset = offset};
     offset += bytes;
+    s->bytes += bytes;
   }
   s->n_shards++;
   return MO_OK;
@@ -69,10 +77,19 @@ static void shard_name(const synth *s, int shard, char *name, size_t size) {
     snprintf(name, size, "model-%05d-of-%05d.safetensors", shard + 1, s->n_shards);
 }
 
-static mo_status full_path(const synth *s, const char *name, char *path, size_t size) {
-  if (snprintf(path, size, "%s/%s", s->directory, name) >= (int)size)
+static mo_status full_path(const synth *s, const char *name, const char *suffix, char *path, size_t size) {
+  if (snprintf(path, size, "%s/%s%s", s->directory, name, suffix) >= (int)size)
     return MO_FAIL(MO_INVALID, "path too long (%.60s...): use a shorter folder", s->directory);
   return MO_OK;
+}
+
+/* The names of all files, config.json last; NULL behind it. */
+static const char *file_name(const synth *s, int file, char *name, size_t size) {
+  if (file > s->n_shards + 1) return NULL;
+  if (file == s->n_shards + 1) return CONFIG_NAME;
+  if (file == s->n_shards) return INDEX_NAME;
+  shard_name(s, file, name, size);
+  return name;
 }
 
 static mo_status write_failed(const char *path) {
@@ -114,11 +131,11 @@ static char *shard_header(const synth *s, int shard) {
   return header;
 }
 
-/* Create a shard's file and write its header; the file exists only if *fd >= 0. */
+/* Create a shard's file and write its header. */
 static mo_status begin_shard(const synth *s, int shard, open_shard *out) {
   char name[64], path[4096];
   shard_name(s, shard, name, sizeof name);
-  MO_TRY(full_path(s, name, path, sizeof path));
+  MO_TRY(full_path(s, name, PARTIAL, path, sizeof path));
   char *header = shard_header(s, shard);
   if (!header) return MO_FAIL(MO_FAILED, "out of memory (%s): use a larger machine", path);
   int64_t length = (int64_t)strlen(header);
@@ -131,16 +148,13 @@ static mo_status begin_shard(const synth *s, int shard, open_shard *out) {
   return status;
 }
 
-/* Close the shards that are open; without `keep` remove them too. */
-static mo_status end_shards(const synth *s, open_shard *shards, bool keep) {
+static mo_status close_shards(const synth *s, open_shard *shards) {
   mo_status status = MO_OK;
   for (int shard = 0; shard < s->n_shards; shard++) {
-    char name[64], path[4096];
-    if (shards[shard].fd < 0) continue;
+    char name[64];
+    if (shards[shard].fd < 0 || close(shards[shard].fd) == 0) continue;
     shard_name(s, shard, name, sizeof name);
-    if (full_path(s, name, path, sizeof path) != MO_OK) continue; /* it had room when the file was created */
-    if (close(shards[shard].fd) != 0 && keep) status = write_failed(path);
-    if (!keep) unlink(path);
+    status = write_failed(name);
   }
   return status;
 }
@@ -163,22 +177,37 @@ static chunk *list_chunks(const synth *s, open_shard *shards, int64_t *n_longest
   return chunks;
 }
 
+static int64_t chunk_bytes(const synth *s, const chunk *c) {
+  int64_t left = s->tensors[c->tensor].bytes - c->first;
+  return left < CHUNK_BYTES ? left : CHUNK_BYTES;
+}
+
 static mo_status write_chunk(const synth *s, const open_shard *shards, const chunk *c, void *buffer) {
   const mo_random_tensor *tensor = s->tensors + c->tensor;
   const place *where = s->places + c->tensor;
-  int64_t left = tensor->bytes - c->first, n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+  int64_t n = chunk_bytes(s, c);
   char name[64], path[4096];
   shard_name(s, where->shard, name, sizeof name);
-  MO_TRY(full_path(s, name, path, sizeof path));
+  MO_TRY(full_path(s, name, PARTIAL, path, sizeof path));
   mo_random_fill(tensor, c->first, n, buffer);
   const open_shard *shard = shards + where->shard;
   return write_at(shard->fd, buffer, n, shard->data_start + where->offset + c->first, path);
+}
+
+/* The first thread does it: the others go on. */
+static void tell(const synth *s, const int64_t *written) {
+  int64_t now;
+  if (omp_get_thread_num() != 0 || !s->progress->tell) return;
+#pragma omp atomic read
+  now = *written;
+  s->progress->tell(s->progress->context, now, s->bytes);
 }
 
 /* All chunks on all cores, one of each shard in turn: the kernel lets one thread at a time write to a file. */
 static mo_status write_chunks(const synth *s, const open_shard *shards, const chunk *chunks, int64_t n_longest) {
   mo_status status = MO_OK;
   bool failed = false;
+  int64_t written = 0;
 #pragma omp parallel
   {
     void *buffer = mo_alloc(CHUNK_BYTES, 1);
@@ -190,8 +219,13 @@ static mo_status write_chunks(const synth *s, const open_shard *shards, const ch
       bool stop;
 #pragma omp atomic read
       stop = failed;
-      if (mine == MO_OK && !stop && k < shard->n_chunks)
-        mine = write_chunk(s, shards, chunks + shard->first_chunk + k, buffer);
+      if (mine == MO_OK && !stop && k < shard->n_chunks) {
+        const chunk *c = chunks + shard->first_chunk + k;
+        mine = write_chunk(s, shards, c, buffer);
+#pragma omp atomic
+        written += chunk_bytes(s, c);
+        tell(s, &written);
+      }
       if (mine != MO_OK) {
 #pragma omp atomic write
         failed = true;
@@ -206,15 +240,6 @@ static mo_status write_chunks(const synth *s, const open_shard *shards, const ch
   return status;
 }
 
-/* After all of them were made here. */
-static void remove_files(const synth *s) {
-  for (int file = 0; file <= s->n_shards; file++) {
-    char name[64] = INDEX_NAME, path[4096];
-    if (file < s->n_shards) shard_name(s, file, name, sizeof name);
-    if (full_path(s, name, path, sizeof path) == MO_OK) unlink(path);
-  }
-}
-
 static mo_status write_shards(const synth *s) {
   open_shard *shards = mo_alloc((size_t)s->n_shards, sizeof *shards);
   if (!shards) return MO_FAILED;
@@ -224,25 +249,14 @@ static mo_status write_shards(const synth *s) {
   int64_t n_longest;
   chunk *chunks = list_chunks(s, shards, &n_longest);
   if (status == MO_OK) status = chunks ? write_chunks(s, shards, chunks, n_longest) : MO_FAILED;
-  mo_status closed = end_shards(s, shards, status == MO_OK);
-  if (status == MO_OK && closed != MO_OK) remove_files(s);
+  mo_status closed = close_shards(s, shards);
   free(chunks);
   free(shards);
   return status == MO_OK ? closed : status;
 }
 
-static mo_status write_json(const synth *s, const char *name, json_t *json) {
-  char path[4096];
-  mo_status status = full_path(s, name, path, sizeof path);
-  if (status == MO_OK && (!json || json_dump_file(json, path, JSON_INDENT(2)) != 0)) {
-    status = write_failed(path);
-    (void)unlink(path); /* it was not there before */
-  }
-  json_decref(json);
-  return status;
-}
-
 static mo_status write_index(const synth *s) {
+  char path[4096];
   json_t *map = json_object();
   int64_t total = 0;
   for (int64_t i = 0; i < s->n_tensors; i++) {
@@ -251,8 +265,20 @@ static mo_status write_index(const synth *s) {
     json_object_set_new(map, s->tensors[i].need.name, json_string(name));
     total += s->tensors[i].bytes;
   }
-  return write_json(s, INDEX_NAME,
-                    json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map));
+  json_t *index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
+  mo_status status = full_path(s, INDEX_NAME, PARTIAL, path, sizeof path);
+  if (status == MO_OK && (!index || json_dump_file(index, path, JSON_INDENT(2)) != 0)) status = write_failed(path);
+  json_decref(index);
+  return status;
+}
+
+static mo_status write_config(const synth *s, const json_t *config) {
+  char path[4096];
+  MO_TRY(full_path(s, CONFIG_NAME, PARTIAL, path, sizeof path));
+  char *text = json_dumps(config, JSON_INDENT(2));
+  mo_status status = text ? write_at(s->config, text, (int64_t)strlen(text), 0, path) : write_failed(path);
+  free(text);
+  return status;
 }
 
 /* config.json as given, with fewer layers if asked for and the dtype that is written. */
@@ -287,35 +313,105 @@ static mo_status parse_config(mo_model_spec *spec, const json_t *config, const c
   return status;
 }
 
+/* --- the folder --- */
+
+static bool is_there(const synth *s, const char *name, const char *suffix) {
+  char path[4096];
+  return full_path(s, name, suffix, path, sizeof path) == MO_OK && access(path, F_OK) == 0;
+}
+
 /* Make the folder; refuse one that holds a checkpoint. */
 static mo_status prepare_folder(const synth *s) {
-  static const char *const taken[] = {"config.json", "model.safetensors", INDEX_NAME};
+  static const char *const taken[] = {CONFIG_NAME, "model.safetensors", INDEX_NAME};
   struct stat info;
   if (mkdir(s->directory, 0777) != 0 && errno != EEXIST)
     return MO_FAIL(MO_INVALID, "cannot make the folder: %s (%s): make its parent folder first", strerror(errno),
                    s->directory);
   if (stat(s->directory, &info) != 0 || !S_ISDIR(info.st_mode))
     return MO_FAIL(MO_INVALID, "not a folder (%s): give another name", s->directory);
-  for (size_t i = 0; i < sizeof taken / sizeof taken[0]; i++) {
-    char path[4096];
-    MO_TRY(full_path(s, taken[i], path, sizeof path));
-    if (access(path, F_OK) == 0)
-      return MO_FAIL(MO_INVALID, "the folder holds a checkpoint already (%s): give another folder or remove it", path);
+  bool unfinished = is_there(s, CONFIG_NAME, PARTIAL) && !is_there(s, CONFIG_NAME, "");
+  for (size_t i = 0; i < sizeof taken / sizeof taken[0] && !unfinished; i++)
+    if (is_there(s, taken[i], ""))
+      return MO_FAIL(MO_INVALID, "the folder holds a checkpoint already (%s/%s): give another folder or remove it",
+                     s->directory, taken[i]);
+  return MO_OK;
+}
+
+/* Whether a file is one that is written here, maybe of another model. */
+static bool is_ours(const char *name) {
+  size_t length = strlen(name);
+  if (length > strlen(PARTIAL) && strcmp(name + length - strlen(PARTIAL), PARTIAL) == 0) length -= strlen(PARTIAL);
+  int end = 0;
+  if (length == strlen(INDEX_NAME) && strncmp(name, INDEX_NAME, length) == 0) return true;
+  if (length == strlen("model.safetensors") && strncmp(name, "model.safetensors", length) == 0) return true;
+  (void)sscanf(name, "model-%*5[0-9]-of-%*5[0-9].safetensors%n", &end);
+  return end > 0 && (size_t)end == length;
+}
+
+/* What was left by a process that was killed. */
+static mo_status remove_leftovers(const synth *s) {
+  DIR *folder = opendir(s->directory);
+  if (!folder) return write_failed(s->directory);
+  for (struct dirent *entry; (entry = readdir(folder));)
+    if (is_ours(entry->d_name)) (void)unlinkat(dirfd(folder), entry->d_name, 0);
+  closedir(folder);
+  return MO_OK;
+}
+
+/* config.json.partial, with a lock. */
+static mo_status take_folder(synth *s) {
+  char path[4096];
+  MO_TRY(full_path(s, CONFIG_NAME, PARTIAL, path, sizeof path));
+  s->config = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (s->config < 0) return write_failed(path);
+  if (flock(s->config, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+    if (ftruncate(s->config, 0) == 0) return remove_leftovers(s);
+    return write_failed(path);
+  }
+  close(s->config);
+  s->config = -1;
+  return MO_FAIL(MO_INVALID, "another process writes to the folder (%s): wait for it or give another folder",
+                 s->directory);
+}
+
+/* Of what was written here, whether it has its name already or not. */
+static void remove_files(const synth *s) {
+  char buffer[64], path[4096];
+  const char *name;
+  for (int file = 0; (name = file_name(s, file, buffer, sizeof buffer)); file++) {
+    if (full_path(s, name, PARTIAL, path, sizeof path) == MO_OK) (void)unlink(path);
+    if (full_path(s, name, "", path, sizeof path) == MO_OK) (void)unlink(path);
+  }
+}
+
+static mo_status name_files(const synth *s) {
+  char buffer[64], from[4096], to[4096];
+  const char *name;
+  for (int file = 0; (name = file_name(s, file, buffer, sizeof buffer)); file++) {
+    if (file == s->n_shards && s->n_shards == 1) continue; /* no index */
+    MO_TRY(full_path(s, name, PARTIAL, from, sizeof from));
+    MO_TRY(full_path(s, name, "", to, sizeof to));
+    if (rename(from, to) != 0) return write_failed(to);
   }
   return MO_OK;
 }
 
-static mo_status write_checkpoint(const synth *s, json_t *config) {
-  MO_TRY(write_shards(s));
-  mo_status status = s->n_shards > 1 ? write_index(s) : MO_OK;
-  if (status == MO_OK) status = write_json(s, "config.json", json_incref(config));
+static mo_status write_checkpoint(synth *s, const json_t *config) {
+  mo_status status = take_folder(s);
+  if (s->config < 0) return status;
+  if (status == MO_OK) status = write_shards(s);
+  if (status == MO_OK && s->n_shards > 1) status = write_index(s);
+  if (status == MO_OK) status = write_config(s, config);
+  if (status == MO_OK) status = name_files(s);
   if (status != MO_OK) remove_files(s);
+  close(s->config);
   return status;
 }
 
-mo_status mo_synth(const char *config_json, const char *directory, uint64_t seed, int64_t layers, int dtype) {
+mo_status mo_synth(const char *config_json, const char *directory, uint64_t seed, int64_t layers, int dtype,
+                   const mo_synth_progress *progress) {
   static const mo_dtype dtypes[] = {MO_BF16, MO_F32, MO_F16};
-  synth s = {.directory = directory, .seed = seed, .dtype = dtypes[dtype]};
+  synth s = {.directory = directory, .seed = seed, .dtype = dtypes[dtype], .config = -1, .progress = progress};
   json_t *config = NULL;
   MO_TRY(load_config(config_json, layers, s.dtype, &config));
   mo_status status = parse_config(&s.spec, config, config_json);

@@ -12,7 +12,7 @@ import pytest
 import bad_input
 import helpers
 
-COMMANDS = ("run", "plan", "report", "synth")
+COMMANDS = ("run", "plan", "report", "export", "synth")
 REFERENCES = sorted(path.parent for path in helpers.REFERENCES.glob("*/config.json"))
 
 
@@ -111,6 +111,13 @@ WRONG = (
     (["report", "absent.h5"], "absent.h5"),
     (["report", "x.h5", "--format", "xml"], "xml"),
     (["report", "x.h5", "--features", "-1"], "--features"),
+    (["export"], "result file"),
+    (["export", "x.h5"], "-o"),
+    (["export", "-o", "x"], "result file"),
+    (["export", "x.h5", "y.h5", "-o", "x"], "y.h5"),
+    (["export", "x.h5", "-o"], "-o"),
+    (["export", "x.h5", "-o", "x", "--overwrite=yes"], "--overwrite"),
+    (["export", "absent.h5", "-o", "x"], "absent.h5"),
     (["synth"], "CONFIG.json"),
     (["synth", "x.json"], "-o"),
     (["synth", "-o", "x"], "CONFIG.json"),
@@ -270,8 +277,10 @@ def test_plan_text(tmp_path):
 
 
 def test_plan_of_more_gpus_than_stages(tmp_path):
-    text = printed("plan", plan_config(tmp_path, bad_input.MODEL), "--gpus", 9)
-    assert "ranks 5 to 8 have nothing to compute: 5 ranks are the most that this model can use" in text
+    config = plan_config(tmp_path, bad_input.MODEL)
+    text = printed("plan", config, "--gpus", 9)
+    assert "note: 4 of 9 ranks have nothing to compute: the model has 5 stages" in text
+    assert plan_json(config, "--gpus", 9)["idle_ranks"] == 4 and plan_json(config, "--gpus", 5)["idle_ranks"] == 0
 
 
 def smallest(line):

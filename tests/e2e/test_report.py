@@ -215,7 +215,9 @@ def test_printed_summary(result, style):
         return re.search(item.format(re.escape(name)) + r"(.*)$", text, re.MULTILINE)[1]
 
     assert f"{attributes['model_name']} ({result.path}): {result.classes[summary['classification']]}" in text
-    assert value_of("tokens") == f"{attributes['n_sequences']} sequences x {attributes['sequence_length']}"
+    sequences = attributes["n_sequences"]
+    plural = "" if sequences == 1 else "s"
+    assert value_of("tokens") == f"{sequences} sequence{plural} x {attributes['sequence_length']}"
     assert value_of("threshold") == f"{attributes['threshold']:g}"
     assert value_of("sequence rows") == str(summary["sequence_rows"])
     assert value_of("outlier features").split(",")[0] == str(summary["outlier_features"])

@@ -3,6 +3,7 @@ ranks, and next to nothing is computed twice. What determines the result must be
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -138,6 +139,27 @@ def test_killed_alone(tmp_path, unbroken):
         assert going_on
         account.settle(lines, 1)
     account.settle(run_to_the_end(args, None, tmp_path), 0)
+    interrupted.assert_finished(tmp_path, unbroken())
+
+
+@pytest.mark.parametrize("ranks", (None, 3))
+def test_the_rest_is_dealt_anew(tmp_path, unbroken, ranks):
+    """What was done before is left out of the plan: each rank has a share of the rest, and the prediction is of the rest."""
+    tiny = {"device_memory_gb": 1e-6}
+    refused = helpers.run(["run", interrupted.config(tmp_path, engine=tiny)], check=False, env=helpers.quick())
+    least = {"device_memory_gb": float(re.search(r"the smallest that works is ([0-9.]+) GB", refused.stderr)[1])}
+    args = ["run", interrupted.config(tmp_path, engine=least)]  # stage by stage
+    run_until(args, None, tmp_path, interrupted.TASKS // 2, kill(None))
+    done = {stage for stage, micro in interrupted.records(tmp_path)}
+    lines = run_to_the_end(["run", interrupted.config(tmp_path)], ranks, tmp_path)
+    predicted = [line for line in lines if line.startswith("moe-outliers: predicted ")]
+    assert len(predicted) == 1
+    left = int(re.search(r"of the first \d+ of (\d+) stages", predicted[0])[1])
+    assert interrupted.STAGES - len(done) <= left < interrupted.STAGES
+    if ranks:
+        with h5py.File(tmp_path / "r.h5") as file:
+            timing = file["timing"][:]
+        assert set(timing["rank"][-left:]) == set(range(ranks))
     interrupted.assert_finished(tmp_path, unbroken())
 
 

@@ -4,7 +4,12 @@
 
 import json
 import os
+import pty
 import re
+import shutil
+import signal
+import subprocess
+import time
 
 import h5py
 import numpy as np
@@ -210,3 +215,83 @@ def test_full_disk(tmp_path):
             names |= set(re.findall(r"model\.safetensors|config\.json", done.stderr))
             assert not (disk / "model").exists() or os.listdir(disk / "model") == []
     assert done.returncode == 0 and names == {"model.safetensors", "config.json"}
+
+
+# --- killed on its way ---
+
+
+def large_json(folder):
+    """A model of 1.6 GB, so that there is time to interfere."""
+    keys = {"hidden_size": 1024, "moe_intermediate_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 8}
+    return config_json(folder, **keys, num_experts=32)
+
+
+def killed(config, model, done):
+    """Start `synth` and kill it as soon as done(files of the folder) is true."""
+    with subprocess.Popen(helpers.command(["synth", config, "-o", model]), env=helpers.environment()) as process:
+        end = time.monotonic() + 60 * helpers.SLOW
+        while not (model.is_dir() and done({path.name: path for path in model.iterdir()})):
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_synth_is_not_finished(tmp_path):
+    """Nothing bears a final name, `run` refuses the folder, and the next synth replaces what is there."""
+    model = tmp_path / "model"
+    partial = "model.safetensors.partial"
+    killed(large_json(tmp_path), model, lambda files: partial in files and files[partial].stat().st_size > 2_000_000)
+    assert sorted(os.listdir(model)) == ["config.json.partial", partial]
+    sections = helpers.run_sections(model, tokens_file(tmp_path), tmp_path / "r.h5")
+    done = helpers.run(["run", helpers.write_config(tmp_path / "run.cfg", sections)], check=False, env=helpers.quick())
+    assert done.returncode == 2 and "has no config.json" in done.stderr
+    small = config_json(tmp_path)
+    helpers.run(["synth", small, "-o", model])
+    helpers.run(["synth", small, "-o", tmp_path / "new"])
+    assert contents(model) == contents(tmp_path / "new")
+
+
+def test_leftovers_are_replaced(tmp_path):
+    """As if it had been killed between two renames, of another model; what is not its own stays."""
+    model = tmp_path / "model"
+    model.mkdir()
+    ours = ("model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors.partial", "config.json.partial")
+    others = ("notes.txt", "model-1.safetensors", "model-00001-of-00003.safetensors.bak")
+    for name in (*ours, "model.safetensors.index.json.partial", *others):
+        (model / name).write_text("old")
+    helpers.run(["synth", config_json(tmp_path), "-o", model])
+    assert sorted(os.listdir(model)) == sorted(("config.json", "model.safetensors", *others))
+
+
+def test_two_at_once(tmp_path):
+    config, model = large_json(tmp_path), tmp_path / "model"
+    with subprocess.Popen(helpers.command(["synth", config, "-o", model]), env=helpers.environment()) as first:
+        while not (model / "model.safetensors.partial").exists():
+            assert first.poll() is None
+            time.sleep(0.001)
+        assert "another process writes to the folder" in refusal(config, "-o", model)
+        first.kill()
+    assert not (model / "config.json").exists()
+
+
+def test_bar(tmp_path):
+    """On a terminal, which is stderr alone; nothing on stdout."""
+    ours, theirs = pty.openpty()
+    argv = helpers.command(["synth", large_json(tmp_path), "-o", tmp_path / "model"])
+    text = b""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=theirs, env=helpers.environment()) as process:
+        os.close(theirs)
+        try:
+            while part := os.read(ours, 4096):
+                text += part
+        except OSError:  # the other end is closed
+            pass
+        assert process.stdout.read() == b""
+    os.close(ours)
+    assert process.returncode == 0
+    bars = text.decode().split("\r")[1:]
+    drawn = re.compile(r"\[#*\.*\] +\d+ %  \S+ of \S+ GB written  \d+\.\d\d GB/s  ETA \S+( s| min)?\x1b\[K$")
+    assert len(bars) > 2 and all(drawn.match(bar) for bar in bars[:-1]), bars
+    assert bars[-1] == "\x1b[K"  # the bar has gone
+    shutil.rmtree(tmp_path / "model")

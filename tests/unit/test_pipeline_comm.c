@@ -54,6 +54,38 @@ static void knows_its_place(void **state) {
   ok(mo_comm_barrier(comm));
 }
 
+/* --- notes --- */
+
+/* All others tell rank 0, as often as their notes get away; it learns the last word of each. */
+static void notes(void **state) {
+  (void)state;
+  enum { LAST = 100 };
+  char note[MO_NOTE_BYTES] = {0};
+  int from, value, last[64] = {0}, finished = 0;
+  ok(mo_comm_take_note(comm, note, &from));
+  assert_int_equal(from, -1);
+  sum_over_ranks(0);
+  for (value = 1; rank > 0 && value <= LAST;) {
+    bool sent;
+    memcpy(note, &value, sizeof value);
+    memset(note + sizeof value, rank, sizeof note - sizeof value);
+    ok(mo_comm_send_note(comm, 0, note, &sent));
+    value += sent;
+  }
+  while (rank == 0 && finished < size - 1) {
+    ok(mo_comm_take_note(comm, note, &from));
+    if (from < 0) continue;
+    memcpy(&value, note, sizeof value);
+    for (size_t i = sizeof value; i < sizeof note; i++) assert_int_equal(note[i], from);
+    assert_int_equal(value, last[from] + 1);
+    last[from] = value;
+    finished += value == LAST;
+  }
+  sum_over_ranks(0);
+  ok(mo_comm_take_note(comm, note, &from));
+  assert_int_equal(from, -1);
+}
+
 /* --- reductions --- */
 
 enum { COUNT = 1003 };
@@ -355,7 +387,7 @@ static void agreement_of_one(void **state) {
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(knows_its_place),
+      cmocka_unit_test(knows_its_place), cmocka_unit_test(notes),
       cmocka_unit_test(sums),
       cmocka_unit_test(extremes_and_bits),
       cmocka_unit_test(reductions_of_any_length),

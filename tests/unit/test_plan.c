@@ -344,7 +344,7 @@ static void memory_of_a_backend_counts(void **state) {
   mo_model_free(&spec);
 }
 
-/* A run that goes on: what is done is nobody's, and the rest is dealt as if it were all. */
+/* A run that goes on: the rest is dealt as if it were all, and those who do some of it put back what is done. */
 static void done_stages_are_left_out(void **state) {
   (void)state;
   random_state = 5;
@@ -353,13 +353,21 @@ static void done_stages_are_left_out(void **state) {
     for (int ranks = 1; ranks <= 12; ranks += 3)
       for (int kind = MO_PARTITION_AUTO; kind <= MO_PARTITION_INTERLEAVED; kind++) {
         mo_plan_request request = request_for(&spec, ranks);
-        request.first_stage = first;
+        const int64_t start[] = {first + (first < 11), first, 11, first}; /* of the four micro-batches */
+        request.start = start;
         request.partition = (mo_partition_kind)kind;
         mo_plan plan = made(&request);
         expect_valid(&plan, &request);
         assert_int_equal(plan.n_stages, 11);
-        for (int64_t stage = 0; stage < first; stage++) assert_int_equal(mo_plan_rank_of(&plan, stage), -1);
-        if (first == 11) assert_int_equal(plan.n_blocks, 0);
+        assert_int_equal(plan.first_stage, first);
+        assert_memory_equal(plan.start, start, sizeof start);
+        for (int64_t stage = 0; stage < first && first < 11; stage++)
+          assert_true(plan.resident_bytes[mo_plan_rank_of(&plan, stage)] > 0);
+        if (first == 11) {
+          assert_int_equal(plan.n_blocks, 0);
+          assert_int_equal(mo_plan_rank_of(&plan, 0), -1);
+        }
+        assert_int_equal(mo_plan_idle_ranks(&plan), ranks < 11 - first ? 0 : ranks - (11 - first));
         if (kind == MO_PARTITION_CONTIGUOUS) assert_int_equal(plan.n_blocks, ranks < 11 - first ? ranks : 11 - first);
         mo_plan_free(&plan);
       }

@@ -170,6 +170,60 @@ static void given_seconds_and_a_late_start(void **state) {
   expect(predicted(&s, &rates).seconds, 3 + 15);
 }
 
+/* Two ranks of six stages with room for two each; storage gives 1 stage a second to both together, 3/4 to one alone; products
+ * take no time. Both read two stages in 4 s, at 1/2. Then the second rank's memory is full until rows come, which is when the
+ * first rank has read its other four: 4 / (3/4) s. The second rank's other four take as long. */
+static void in_runs_each_reads_alone_in_turn(void **state) {
+  (void)state;
+  static scene s;
+  make(&s, 2, 12, 1, false, 2, 4);
+  mo_plan_rates rates = {.bytes_per_second = SECOND, .rank_bytes_per_second = 0.75 * SECOND};
+  expect(predicted(&s, &rates).seconds, 4 + 16.0 / 3 + 16.0 / 3);
+  rates.rank_bytes_per_second = 0.5 * SECOND; /* alone no more than its share: 4 + 8 + 8 */
+  expect(predicted(&s, &rates).seconds, 20);
+}
+
+/* The first two of six stages fill a memory that was not used before: 3 s each; the other four take its place: 1 s each. A product
+ * takes 1/4 s, while the next stage is read. */
+static void memory_that_is_used_for_the_first_time(void **state) {
+  (void)state;
+  static scene s;
+  make(&s, 1, 6, 1, false, 2, 1);
+  mo_plan_rates rates = {.bytes_per_second = SECOND, .flops_per_second = 4e6, .fresh = 3};
+  expect(predicted(&s, &rates).seconds, 2 * 3 + 4 * 1 + 0.25);
+}
+
+/* Storage that is asked for nothing in the first 2 s, and each byte twice: 2 + 2 * 4, and the last product. */
+static void late_and_twice(void **state) {
+  (void)state;
+  static scene s;
+  make(&s, 1, 4, 1, false, 4, 1);
+  mo_plan_rates rates = {
+      .bytes_per_second = SECOND, .flops_per_second = 4e6, .read_seconds = 2, .start_seconds = 1, .times_read = 2};
+  expect(predicted(&s, &rates).seconds, 2 + 2 * 4 + 0.25);
+}
+
+/* Four of six stages are left to the second of two micro-batches, two to the first; a task takes 1/2 s. One rank: 6 tasks. Two
+ * ranks of two stages: the second computes the first micro-batch meanwhile, then the second one, which comes after 1 s; with
+ * messages of 1 s a second later. */
+static void what_is_left_to_do(void **state) {
+  (void)state;
+  static scene s;
+  int64_t start[] = {4, 2};
+  mo_plan_rates rates = {.flops_per_second = 1e6};
+  for (int ranks = 1; ranks <= 2; ranks++) {
+    make(&s, ranks, 6, 2, false, 4, 2);
+    s.plan.first_stage = 2;
+    s.plan.start = start;
+    s.plan.n_blocks = 2;
+    s.blocks[0] = (mo_block){0, 2, 2};
+    s.blocks[1] = (mo_block){ranks - 1, 4, 2};
+    expect(predicted(&s, &rates).seconds, ranks == 1 ? 3 : 2);
+  }
+  rates.message_bytes_per_second = 3000;
+  expect(predicted(&s, &rates).seconds, 3);
+}
+
 /* Many micro-batches are simulated as fewer: one rank takes as long, and several nearly. */
 static void many_micro_batches(void **state) {
   (void)state;
@@ -204,6 +258,9 @@ static void rates_by_the_name_of_a_gpu(void **state) {
   assert_true(unknown.flops_per_second == h100);
   double one = mo_plan_default_rates(false, "", MO_PRECISION_BF16, 1, &name).flops_per_second;
   expect(mo_plan_default_rates(false, "", MO_PRECISION_BF16, 8, &name).flops_per_second, 8 * one);
+  expect(mo_plan_gpu_memory("NVIDIA H100 80GB HBM3"), 80);
+  expect(mo_plan_gpu_memory("RTX 4090"), 24);
+  expect(mo_plan_gpu_memory(""), 0);
 }
 
 int main(void) {
@@ -217,6 +274,10 @@ int main(void) {
       cmocka_unit_test(shared_storage),
       cmocka_unit_test(messages_take_time),
       cmocka_unit_test(given_seconds_and_a_late_start),
+      cmocka_unit_test(in_runs_each_reads_alone_in_turn),
+      cmocka_unit_test(memory_that_is_used_for_the_first_time),
+      cmocka_unit_test(late_and_twice),
+      cmocka_unit_test(what_is_left_to_do),
       cmocka_unit_test(many_micro_batches),
       cmocka_unit_test(nothing_to_do),
       cmocka_unit_test(rates_by_the_name_of_a_gpu),

@@ -214,13 +214,13 @@ static void stalled(void **state) {
   double seconds = 0;
   for (int i = 0; i < 5000 && seconds < 0.05; i++) {
     nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    seconds = mo_streamer_stalled(streamer);
+    seconds = mo_streamer_state(streamer).stalled;
   }
   assert_true(seconds >= 0.05);
   set_gate(f, false);
   const mo_stage_weights *weights;
   expect_ok(mo_streamer_acquire(streamer, 0, &weights, NULL, NULL));
-  assert_true(mo_streamer_stalled(streamer) == 0);
+  assert_true(mo_streamer_state(streamer).stalled == 0);
   mo_streamer_close(streamer);
   fake_close(f);
 }

@@ -52,7 +52,7 @@ static void expect_as_written(const char *json, int dtype) {
   fixture_text(folder, "shape.json", json);
   fixture_path(config, folder, "shape.json");
   fixture_path(model, folder, "model");
-  expect_ok(mo_synth(config, model, SEED, 0, dtype));
+  expect_ok(mo_synth(config, model, SEED, 0, dtype, &(mo_synth_progress){0}));
   mo_checkpoint *written, *made = synthetic(json, dtypes[dtype], SEED);
   expect_ok(mo_checkpoint_open(&written, model));
   expect_same_tensors(written, made);

@@ -29,26 +29,17 @@ static void cuda_free(mo_backend *backend, void *memory) {
   (void)cudaFree(memory);
 }
 
-/* A product's parts along k are added in float32, not in bf16, as cuBLAS otherwise may. */
-static mo_status open_blas(cublasHandle_t *blas, cudaStream_t stream) {
-  MO_BLAS(cublasCreate(blas));
-  MO_BLAS(
-      cublasSetMathMode(*blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
-  MO_BLAS(cublasSetStream(*blas, stream));
-  return MO_OK;
-}
-
 mo_status mo_cuda_expert_streams(mo_cuda *cuda) {
+  /* A handle's workspace serves one stream at a time. */
   for (int i = 0; i < MO_CUDA_EXPERT_STREAMS && !cuda->expert_blas[i]; i++) {
     MO_CUDA(cudaStreamCreateWithFlags(&cuda->experts[i], cudaStreamNonBlocking));
     MO_CUDA(cudaEventCreateWithFlags(&cuda->join[i], cudaEventDisableTiming));
-    MO_TRY(open_blas(&cuda->expert_blas[i], cuda->experts[i])); /* a handle's workspace serves one stream at a time */
+    MO_TRY(mo_cuda_open_blas(&cuda->expert_blas[i], cuda->experts[i]));
   }
   return MO_OK;
 }
 
 static mo_status create(mo_cuda *cuda) {
-  enum { BLAS_WORKSPACE = 64 << 20 };
   cudaDeviceProp properties;
   MO_CUDA(cudaSetDevice(cuda->device));
   MO_CUDA(cudaGetDeviceProperties(&properties, cuda->device));
@@ -58,17 +49,15 @@ static mo_status create(mo_cuda *cuda) {
   MO_CUDA(cudaEventCreateWithFlags(&cuda->fork, cudaEventDisableTiming));
   MO_CUDA(cudaStreamCreateWithFlags(&cuda->fetch, cudaStreamNonBlocking));
   MO_CUDA(cudaEventCreateWithFlags(&cuda->scanned, cudaEventDisableTiming));
-  MO_TRY(open_blas(&cuda->blas, cuda->stream));
+  mo_cuda_furnish(cuda);
   if (!cuda->hopper || !cuda->bf16_run) MO_TRY(mo_cuda_expert_streams(cuda));
-  MO_TRY(mo_cuda_uploads_open(cuda));
-  MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
-  MO_BLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
-  return MO_OK;
+  return mo_cuda_uploads_open(cuda);
 }
 
 static void cuda_close(mo_backend *backend) {
   if (!backend || mo_cuda_of(backend)->abandoned) return;
   mo_cuda *cuda = mo_cuda_of(backend);
+  mo_cuda_finish_furnishing(cuda);
   (void)cudaSetDevice(cuda->device);
   (void)cudaDeviceSynchronize();
   mo_cuda_uploads_close(cuda);
@@ -91,10 +80,10 @@ static void cuda_close(mo_backend *backend) {
   free(cuda);
 }
 
-/* The first call of CUDA in a process comes from here. */
 extern "C" int mo_backend_cuda_count(void) {
   int devices = 0;
-  /* A queue of the GPU for each stream: where two share one, operations wait behind a transfer that waits for a peer. */
+  /* A queue of the GPU for each stream: where two share one, operations wait behind a transfer that waits for a peer. Comes
+   * before the process's first call of CUDA. */
   (void)setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   bool counted = cudaGetDeviceCount(&devices) == cudaSuccess;
   (void)cudaGetLastError();
@@ -127,6 +116,7 @@ extern "C" mo_status mo_backend_cuda_id(int device, uint8_t id[16]) {
 static int64_t cuda_available_memory(mo_backend *backend, int sharers) {
   size_t available = 0, total = 0;
   (void)sharers; /* a GPU belongs to one rank */
+  mo_cuda_finish_furnishing(mo_cuda_of(backend));
   (void)cudaSetDevice(mo_cuda_of(backend)->device);
   return cudaMemGetInfo(&available, &total) == cudaSuccess ? (int64_t)available : 0;
 }

@@ -7,6 +7,7 @@
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <pthread.h>
 #include <stdint.h>
 
 extern "C" {
@@ -53,6 +54,9 @@ typedef struct {
   cudaEvent_t fork, join[MO_CUDA_EXPERT_STREAMS];
   cublasHandle_t blas;
   cublasHandle_t expert_blas[MO_CUDA_EXPERT_STREAMS]; /* one per stream: a workspace serves one stream at a time */
+  pthread_t furnisher;                                /* makes `blas` */
+  bool furnishing;
+  mo_status furnished;
   struct mo_cuda_uploads *uploads;
   void *blas_workspace;
   void *scratch[MO_SCRATCH_COUNT];
@@ -93,6 +97,13 @@ static inline mo_status mo_cuda_error(cudaError_t code, const char *what, const 
                           cublasGetStatusString(mo_blas_code_), #call);                                  \
   } while (0)
 
+/* A handle for a stream. A product's parts along k are added in float32, not in bf16, as cuBLAS otherwise may. */
+MO_CHECKED mo_status mo_cuda_open_blas(cublasHandle_t *blas, cudaStream_t stream);
+/* Begin to make the handle of `stream` and its workspace. */
+void mo_cuda_furnish(mo_cuda *cuda);
+void mo_cuda_finish_furnishing(mo_cuda *cuda);
+/* Before the handle is used; main thread. */
+MO_CHECKED mo_status mo_cuda_await_blas(mo_cuda *cuda);
 /* Make the streams and handles of experts if they are not there: opening them takes time and memory, and the grouped
  * products do without. */
 MO_CHECKED mo_status mo_cuda_expert_streams(mo_cuda *cuda);

@@ -1,0 +1,52 @@
+/* cuBLAS, made on a thread of its own while the first weights are read. */
+#include <time.h>
+
+#include "backend/cuda/cuda.cuh"
+#include "moe_outliers/phases.h"
+#include "moe_outliers/threads.h"
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+mo_status mo_cuda_open_blas(cublasHandle_t *blas, cudaStream_t stream) {
+  MO_BLAS(cublasCreate(blas));
+  MO_BLAS(
+      cublasSetMathMode(*blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+  MO_BLAS(cublasSetStream(*blas, stream));
+  return MO_OK;
+}
+
+static mo_status furnish(mo_cuda *cuda) {
+  enum { BLAS_WORKSPACE = 64 << 20 };
+  MO_CUDA(cudaSetDevice(cuda->device));
+  MO_TRY(mo_cuda_open_blas(&cuda->blas, cuda->stream));
+  MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
+  MO_BLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
+  return MO_OK;
+}
+
+static void *furnish_beside(void *argument) {
+  mo_cuda *cuda = (mo_cuda *)argument;
+  double begin = now();
+  cuda->furnished = furnish(cuda);
+  mo_phase_took(MO_PHASE_LIBRARIES, now() - begin);
+  return NULL;
+}
+
+void mo_cuda_furnish(mo_cuda *cuda) {
+  cuda->furnishing = mo_thread_start(&cuda->furnisher, furnish_beside, cuda) == 0;
+  if (!cuda->furnishing) cuda->furnished = furnish(cuda);
+}
+
+void mo_cuda_finish_furnishing(mo_cuda *cuda) {
+  if (cuda->furnishing) pthread_join(cuda->furnisher, NULL);
+  cuda->furnishing = false;
+}
+
+mo_status mo_cuda_await_blas(mo_cuda *cuda) {
+  mo_cuda_finish_furnishing(cuda);
+  return cuda->furnished;
+}

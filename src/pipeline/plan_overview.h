@@ -1,0 +1,32 @@
+/* Private to the pipeline: what the `plan` command found out, and its forms. */
+#ifndef MO_PIPELINE_PLAN_OVERVIEW_H
+#define MO_PIPELINE_PLAN_OVERVIEW_H
+
+#include "moe_outliers/plan.h"
+#include "pipeline/model_files.h"
+
+typedef struct {
+  const mo_config *config;
+  const mo_plan_options *options;
+  mo_model_files files;
+  mo_model_spec spec;
+  mo_parameter_count parameters;
+  mo_extra_count extras[MO_EXTRA_COUNT];
+  bool cuda;
+  const char *memory_from; /* where the budget comes from; NULL: there is none */
+  const char *device;      /* whose rate is assumed */
+  mo_plan plan;
+  mo_plan_rates rates;
+  mo_plan_time time;
+  int64_t bytes_at_most; /* of a published checkpoint */
+  double flops;
+} mo_plan_overview;
+
+double mo_plan_gpu_hours(const mo_plan_overview *overview);
+double mo_plan_most_dollars(const mo_plan_overview *overview);
+/* Why the stages are dealt so. */
+void mo_plan_reason(const mo_plan *plan, char *text, size_t size);
+
+MO_CHECKED mo_status mo_plan_print_json(const mo_plan_overview *overview, FILE *out);
+
+#endif

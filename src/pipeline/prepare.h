@@ -1,0 +1,21 @@
+/* Private to the pipeline: what a run's config names, opened before the ranks meet. */
+#ifndef MO_PIPELINE_PREPARE_H
+#define MO_PIPELINE_PREPARE_H
+
+#include "moe_outliers/pipeline.h"
+#include "moe_outliers/weights.h"
+#include "pipeline/model_files.h"
+
+/* Whoever has it frees its members. */
+typedef struct {
+  mo_model_files files;
+  mo_model_spec spec;
+  mo_checkpoint *checkpoint;
+  mo_catalogue catalogue;
+} mo_input;
+
+/* Wait for the input and take it; after a failure it may be there in part. */
+MO_CHECKED mo_status mo_preparation_input(mo_preparation *preparation, mo_input *input);
+void mo_input_free(mo_input *input);
+
+#endif
