@@ -1,7 +1,8 @@
 /* Exact order statistics: per feature the multiset of its outlier values as sorted runs (value, count).
  *
- * Values are appended to a buffer, which is sorted and merged into the runs when it is as long as they are. A feature
- * with more than MAX_EXACT distinct values over all ranks is rounded to bf16 as a whole, which bounds its runs by the
+ * Values are appended to a buffer, which is sorted and merged into the runs when it is as long as they are. Features of
+ * many values that are bf16 numbers, as all are in bf16 runs, get a table of counts by code: a value then costs one
+ * addition. A feature with more than MAX_EXACT distinct values over all ranks is rounded to bf16 as a whole, which bounds its runs by the
  * number of bf16 codes. A rank that exceeds the limit alone may round at once, since the union then exceeds it too: so
  * the outcome depends on the union only, not on how the values were dealt to ranks or micro-batches. */
 #include <math.h>
@@ -15,6 +16,7 @@ enum {
   MIN_BUFFER = 256,       /* values buffered before a merge is worth it */
   BLOCK_BYTES = 64 << 20, /* of runs gathered at a time, all ranks together, at least one feature */
   RUN_BYTES = 12,
+  CODES = 1024, /* bf16 magnitudes in a feature's table: from its smallest value on to 256 times that */
 };
 
 /* Sorted by key, keys distinct. */
@@ -28,7 +30,9 @@ typedef struct {
   runs runs;
   uint32_t *buffer;
   int64_t n_buffer, buffer_capacity;
-  bool rounded; /* the runs hold bf16 values */
+  bool rounded;      /* the runs hold bf16 values */
+  uint32_t *codes;   /* [2, CODES] values counted by bf16 code, positive and negative; NULL: no table */
+  int32_t first_code; /* the table's smallest magnitude */
 } feature_values;
 
 struct mo_order {
@@ -148,14 +152,8 @@ static mo_status sort_keys(mo_order *order, uint32_t *keys, int64_t n) {
   return MO_OK;
 }
 
-/* Merge the buffer into the runs. */
-static mo_status flush(mo_order *order, feature_values *feature) {
-  if (feature->n_buffer == 0) return MO_OK;
-  if (feature->rounded)
-    for (int64_t i = 0; i < feature->n_buffer; i++) feature->buffer[i] = round_key(feature->buffer[i]);
-  MO_TRY(sort_keys(order, feature->buffer, feature->n_buffer));
-  MO_TRY(runs_merge(&order->merged, &feature->runs, feature->buffer, NULL, feature->n_buffer));
-  feature->n_buffer = 0;
+/* What was merged becomes the feature's runs. */
+static mo_status adopt_merged(mo_order *order, feature_values *feature) {
   runs *list = &feature->runs;
   if (!feature->rounded && order->merged.n > MAX_EXACT) {
     runs_round(&order->merged);
@@ -172,10 +170,65 @@ static mo_status flush(mo_order *order, feature_values *feature) {
   return MO_OK;
 }
 
+/* Merge the buffer into the runs. */
+static mo_status flush(mo_order *order, feature_values *feature) {
+  if (feature->n_buffer == 0) return MO_OK;
+  if (feature->rounded)
+    for (int64_t i = 0; i < feature->n_buffer; i++) feature->buffer[i] = round_key(feature->buffer[i]);
+  MO_TRY(sort_keys(order, feature->buffer, feature->n_buffer));
+  MO_TRY(runs_merge(&order->merged, &feature->runs, feature->buffer, NULL, feature->n_buffer));
+  feature->n_buffer = 0;
+  return adopt_merged(order, feature);
+}
+
+static int32_t magnitude_code(uint32_t bits) { return (int32_t)(bits >> 16 & 0x7fff); }
+
+/* A table for a feature whose buffer is full of bf16 numbers. */
+static mo_status open_codes(feature_values *feature) {
+  int32_t first = INT32_MAX;
+  for (int64_t i = 0; i < feature->n_buffer; i++) {
+    uint32_t bits = bits_of_key(feature->buffer[i]);
+    if (bits & 0xffff) return MO_OK;
+    if (magnitude_code(bits) < first) first = magnitude_code(bits);
+  }
+  feature->codes = mo_alloc(2 * CODES, sizeof *feature->codes);
+  feature->first_code = first;
+  return feature->codes ? MO_OK : MO_FAILED;
+}
+
+/* Count a value in the table; false: it is not of the table's numbers. */
+static bool count_code(feature_values *feature, uint32_t bits) {
+  int32_t place = magnitude_code(bits) - feature->first_code;
+  if (bits & 0xffff || place < 0 || place >= CODES) return false;
+  uint32_t *count = feature->codes + (bits >> 31 ? CODES : 0) + place;
+  if (*count == UINT32_MAX) return false;
+  ++*count;
+  return true;
+}
+
+/* Merge the table into the runs. */
+static mo_status flush_codes(mo_order *order, feature_values *feature) {
+  uint32_t keys[2 * CODES];
+  int64_t counts[2 * CODES], n = 0;
+  if (!feature->codes) return MO_OK;
+  for (int32_t i = 0; i < 2 * CODES; i++) { /* ascending: from the largest negative magnitude to the largest positive */
+    int32_t place = i < CODES ? CODES - 1 - i : i - CODES;
+    uint32_t count = feature->codes[(i < CODES ? CODES : 0) + place];
+    if (!count) continue;
+    keys[n] = key_of_bits((uint32_t)(feature->first_code + place) << 16 | (i < CODES ? 0x80000000u : 0));
+    counts[n++] = count;
+  }
+  free(feature->codes);
+  feature->codes = NULL;
+  MO_TRY(runs_merge(&order->merged, &feature->runs, keys, counts, n));
+  return adopt_merged(order, feature);
+}
+
 /* Make room for one value: a buffer grows up to the length of the runs, which keeps merging linear on average. */
 static mo_status make_room(mo_order *order, feature_values *feature) {
   int64_t limit = feature->runs.n > MIN_BUFFER ? feature->runs.n : MIN_BUFFER;
   if (feature->buffer_capacity >= limit) {
+    if (!feature->codes) MO_TRY(open_codes(feature));
     MO_TRY(flush(order, feature));
     if (feature->buffer) return MO_OK;
   }
@@ -206,6 +259,7 @@ void mo_order_free(mo_order *order) {
   for (int64_t h = 0; h < order->hidden; h++) {
     runs_free(&order->features[h].runs);
     free(order->features[h].buffer);
+    free(order->features[h].codes);
   }
   runs_free(&order->merged);
   free(order->sorting);
@@ -220,8 +274,10 @@ mo_status mo_order_add(mo_order *order, const mo_outlier *outliers, int64_t n_ou
       return MO_FAIL(MO_FAILED, "outlier %lld of %lld has feature %d, value %g (hidden size %lld): report as a bug",
                      (long long)i, (long long)n_outliers, h, (double)outliers[i].value, (long long)order->hidden);
     feature_values *feature = &order->features[h];
+    uint32_t key = key_of_value(outliers[i].value);
+    if (feature->codes && count_code(feature, bits_of_key(feature->rounded ? round_key(key) : key))) continue;
     if (feature->n_buffer == feature->buffer_capacity) MO_TRY(make_room(order, feature));
-    feature->buffer[feature->n_buffer++] = key_of_value(outliers[i].value);
+    feature->buffer[feature->n_buffer++] = key;
   }
   return MO_OK;
 }
@@ -349,6 +405,7 @@ done:
 static mo_status settle(mo_order *order, mo_comm *comm, int64_t *rounded) {
   for (int64_t h = 0; h < order->hidden; h++) {
     MO_TRY(flush(order, &order->features[h]));
+    MO_TRY(flush_codes(order, &order->features[h]));
     rounded[h] = order->features[h].rounded;
   }
   MO_TRY(mo_comm_allreduce(comm, rounded, (size_t)order->hidden, MO_MAX_I64));

@@ -96,7 +96,7 @@ mo_status mo_journal_part(mo_journal *j, int32_t kind, int32_t index, size_t byt
   size_t place = j->bytes + sizeof header;
   MO_TRY(reserve(j, place + mo_padded(bytes)));
   memcpy(j->record + j->bytes, &header, sizeof header);
-  memset(j->record + place, 0, mo_padded(bytes));
+  memset(j->record + place + bytes, 0, mo_padded(bytes) - bytes);
   *data = j->record + place;
   j->bytes = place + mo_padded(bytes);
   return MO_OK;

@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Kinds of a record's parts; the index of a site's parts is the site. */
-enum { HEAD = 1, SUM, SUM_SQUARES, MAX_ABS, CELLS, OUTLIERS, N_SITE_KINDS, ROUTING = 16, NLL, POSITIONS, TIMING };
+enum { HEAD = 1, SUM, SUM_SQUARES, MAX_ABS, CELLS, OUTLIERS, PACKED, N_SITE_KINDS, ROUTING = 16, NLL, POSITIONS, TIMING };
 
 typedef struct {
   int64_t n_sequences, rows;
@@ -44,6 +44,31 @@ static mo_status put_cells(mo_journal *journal, const mo_task *task, mo_site sit
   return MO_OK;
 }
 
+static uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+/* bf16 numbers of features whose index has 16 bits. */
+static bool can_pack(const mo_task *task, const mo_site_statistics *s) {
+  uint32_t lost = 0;
+  for (int64_t i = 0; i < s->n_outliers; i++) lost |= bits_of(s->outliers[i].value) & 0xffff;
+  return !lost && task->hidden <= 1 << 16;
+}
+
+/* The list of outlier values, which is most of a record: packed it takes half the room. */
+static mo_status put_outliers(mo_journal *journal, const mo_task *task, mo_site site, const mo_site_statistics *s) {
+  void *place;
+  if (!can_pack(task, s))
+    return put(journal, OUTLIERS, (int32_t)site, s->outliers, (size_t)s->n_outliers * sizeof *s->outliers);
+  MO_TRY(mo_journal_part(journal, PACKED, (int32_t)site, (size_t)s->n_outliers * sizeof(uint32_t), &place));
+  uint32_t *packed = place;
+  for (int64_t i = 0; i < s->n_outliers; i++)
+    packed[i] = bits_of(s->outliers[i].value) | (uint32_t)s->outliers[i].feature;
+  return MO_OK;
+}
+
 mo_status mo_task_put_site(mo_journal *journal, const mo_task *task, mo_site site, const mo_site_statistics *s) {
   const site_head head = {s->n_sequences, s->rows};
   size_t B = (size_t)s->n_sequences;
@@ -53,7 +78,7 @@ mo_status mo_task_put_site(mo_journal *journal, const mo_task *task, mo_site sit
   MO_TRY(put(journal, SUM_SQUARES, index, s->sum_squares, B * sizeof *s->sum_squares));
   MO_TRY(put(journal, MAX_ABS, index, s->max_abs, B * sizeof *s->max_abs));
   MO_TRY(put_cells(journal, task, site, s));
-  return put(journal, OUTLIERS, index, s->outliers, (size_t)s->n_outliers * sizeof *s->outliers);
+  return put_outliers(journal, task, site, s);
 }
 
 mo_status mo_task_put_routing(mo_journal *journal, const mo_task *task, const int64_t *counts) {
@@ -121,26 +146,44 @@ static void close_cells(mo_site_statistics *s) {
   free(s->sum_abs);
 }
 
+/* *unpacked: the caller's to free. */
+static mo_status open_outliers(mo_site_statistics *s, const mo_record_part *parts, mo_outlier **unpacked) {
+  const uint32_t *packed = parts[PACKED].data;
+  s->outliers = (mo_outlier *)parts[OUTLIERS].data;
+  s->n_outliers = (int64_t)(parts[OUTLIERS].bytes / sizeof *s->outliers);
+  if (!packed) return MO_OK;
+  s->n_outliers = (int64_t)(parts[PACKED].bytes / sizeof *packed);
+  s->outliers = *unpacked = mo_alloc((size_t)s->n_outliers, sizeof **unpacked);
+  if (!*unpacked) return MO_FAILED;
+  for (int64_t i = 0; i < s->n_outliers; i++) {
+    uint32_t bits = packed[i] & 0xffff0000u;
+    s->outliers[i].feature = (int32_t)(packed[i] & 0xffff);
+    memcpy(&s->outliers[i].value, &bits, sizeof bits);
+  }
+  return MO_OK;
+}
+
 static mo_status restore_site(const mo_task *task, const mo_record *record, mo_site site, const mo_record_part *parts) {
   size_t B = (size_t)task->n_sequences;
   const site_head *head = parts[HEAD].data;
   if (parts[HEAD].bytes != sizeof *head || head->n_sequences != task->n_sequences ||
       parts[SUM].bytes != B * sizeof(double) || parts[SUM_SQUARES].bytes != B * sizeof(double) ||
       parts[MAX_ABS].bytes != B * sizeof(float) || parts[CELLS].bytes % sizeof(cell) ||
-      parts[OUTLIERS].bytes % sizeof(mo_outlier))
+      parts[OUTLIERS].bytes % sizeof(mo_outlier) || parts[PACKED].bytes % sizeof(uint32_t))
     return bad_record(record);
   mo_site_statistics s = {.n_sequences = head->n_sequences,
                           .rows = head->rows,
                           .sum = (double *)parts[SUM].data,
                           .sum_squares = (double *)parts[SUM_SQUARES].data,
-                          .max_abs = (float *)parts[MAX_ABS].data,
-                          .outliers = (mo_outlier *)parts[OUTLIERS].data,
-                          .n_outliers = (int64_t)(parts[OUTLIERS].bytes / sizeof(mo_outlier))};
+                          .max_abs = (float *)parts[MAX_ABS].data};
+  mo_outlier *unpacked = NULL;
   mo_status status =
       open_cells(&s, task->n_sequences * task->hidden, parts[CELLS].data, parts[CELLS].bytes / sizeof(cell));
+  if (status == MO_OK) status = open_outliers(&s, parts, &unpacked);
   if (status == MO_OK)
     status = mo_accumulator_add(task->accumulator, record->stage - 1, site, task->first_sequence, &s);
   close_cells(&s);
+  free(unpacked);
   return status;
 }
 

@@ -99,6 +99,26 @@ static void many_repeats(void **state) {
   free(values);
 }
 
+/* bf16 numbers of both signs over many magnitudes, after the first ones also smaller and far larger ones, and some that are no
+ * bf16 numbers. */
+static void numbers_of_many_magnitudes(void **state) {
+  (void)state;
+  enum { COUNT = 60000, ALIKE = 20000 };
+  float *values = malloc(COUNT * sizeof *values);
+  assert_non_null(values);
+  uint64_t seed = 9;
+  for (int i = 0; i < COUNT; i++) {
+    uint64_t kind = i < ALIKE ? 1 : random_bits(&seed) % 50;
+    float value = ldexpf(1 + (float)(random_bits(&seed) % 128) / 128, 6 + (int)(random_bits(&seed) % 5));
+    if (kind == 0) value /= 8;
+    if (kind == 2) value = ldexpf(value, 20);
+    if (kind == 3) value += 0.001f;
+    values[i] = random_bits(&seed) % 3 ? value : -value;
+  }
+  check_sorted(values, COUNT, false);
+  free(values);
+}
+
 /* n distinct values from 6 up, shuffled; none is a bf16 value. */
 static float *distinct_values(int64_t n, uint64_t seed) {
   float *values = malloc((size_t)n * sizeof *values);
@@ -163,6 +183,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(numpy_values),
       cmocka_unit_test(infinities),
       cmocka_unit_test(many_repeats),
+      cmocka_unit_test(numbers_of_many_magnitudes),
       cmocka_unit_test(exact_up_to_the_limit),
       cmocka_unit_test(rounded_beyond_the_limit),
       cmocka_unit_test(rounded_far_beyond_the_limit),
