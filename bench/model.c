@@ -192,7 +192,7 @@ static mo_status on_routing(void *context, int64_t layer, const int64_t *counts)
 }
 
 void bench_model_run(bench_model *m, int64_t index, int64_t first, int64_t n) {
-  mo_layer_observer observer = {m, on_site, on_routing, on_settle};
+  mo_layer_observer observer = {.context = m, .site = on_site, .routing = on_routing, .settle = on_settle};
   m->first = index * m->micro;
   for (int64_t layer = first; layer < first + n; layer++)
     bench_must(mo_layer_forward(m->workspace, layer, &m->weights[layer], bench_micro_rows(m, index),

@@ -111,9 +111,11 @@ typedef struct {
   mo_status (*norm_rope)(mo_backend *backend, const mo_model_spec *spec, const mo_weight *weight, void *x, int64_t T,
                          int64_t S, int64_t heads);
   /* out [T, heads*D] = causal attention of each sequence; q [T, heads*D], k, v [T, kv_heads*D]; window 0 = all keys; sinks
-   * [heads] or NULL. Softmax in float32; rounds the output (and, where the backend can, scores and probabilities). */
+   * [heads] or NULL. Softmax in float32; rounds the output (and, where the backend can, scores and probabilities). top: backend
+   * memory, float32 [T, heads], or NULL: the largest probability of a key, before it is rounded; a sink has a share in the sum
+   * and is no key. */
   mo_status (*attention)(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
-                         const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out);
+                         const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out, float *top);
   /* left [rows, a] and right [rows, b] = the columns of x [rows, a + b]. */
   mo_status (*split)(mo_backend *backend, const void *x, int64_t rows, int64_t a, int64_t b, void *left, void *right);
   /* x [rows, width] *= sigmoid(gate) [rows, width], or [rows, 1] where gate_width is 1; sigmoid and product round. */
@@ -135,6 +137,10 @@ typedef struct {
                           int64_t T, void *x);
   /* x [count] += y [count]; rounds. */
   mo_status (*add)(mo_backend *backend, void *x, const void *y, int64_t count);
+  /* Columns features[0..n-1] (backend memory) of x [T, H] = 0. */
+  mo_status (*zero_features)(mo_backend *backend, void *x, int64_t T, int64_t H, const int32_t *features, int64_t n);
+  /* sums [rows] = sums over the rows of x [rows, width], in double and in an order that depends on the width alone. */
+  mo_status (*row_sums)(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums);
   /* out [count] = silu(gate) * up; rounds after silu and after the product. */
   mo_status (*glu)(mo_backend *backend, const void *gate, const void *up, int64_t count, void *out);
   /* Choose experts for each row of x [T, H] and group the rows by expert; start[] is on the host on return. */
@@ -145,12 +151,15 @@ typedef struct {
   mo_status (*experts)(mo_backend *backend, const mo_model_spec *spec, const mo_stage_weights *weights, const void *x,
                        const mo_routing *routing, int64_t first, int64_t last, void *out);
   /* y [T, H] = sum over a token's experts, in ascending order of expert index, of weight * expert output; products and
-   * partial sums round. */
+   * partial sums round. peaks: NULL, or backend memory [R] for the largest |value| of each routed row of expert_out, NaN
+   * apart; 0 if there is none. */
   mo_status (*combine)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                       const mo_routing *routing, int64_t T, void *y);
+                       const mo_routing *routing, int64_t T, float *peaks, void *y);
   /* x [T, H] += what combine gives; rounds. The same bytes as combine and add, in fewer passes over memory. */
   mo_status (*combine_add)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                           const mo_routing *routing, int64_t T, void *x);
+                           const mo_routing *routing, int64_t T, float *peaks, void *x);
+  /* peaks [rows] (backend memory) = the largest |value| of each row of x [rows, width], as combine's. */
+  mo_status (*row_peaks)(mo_backend *backend, const void *x, int64_t rows, int64_t width, float *peaks);
 
   /* Reduce site activations x [B*S, H], which stay as they are until site_results, the next of these two calls. positions:
    * backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for sequences first_sequence.. */
@@ -160,10 +169,18 @@ typedef struct {
    * for operations enqueued since. */
   mo_status (*site_results)(mo_backend *backend, mo_site_statistics *statistics);
 
+  /* Statistics of a layer's experts: x [T, H] of its site ln_mlp, peaks [R] as combine filled them, shared [T] likewise of
+   * the shared expert's output (NULL: the layer has none). All may change once operations enqueued later run. */
+  mo_status (*expert_statistics)(mo_backend *backend, const mo_model_spec *spec, const void *x, int64_t T,
+                                 float threshold, const mo_routing *routing, const float *peaks, const float *shared);
+  /* What the last expert_statistics found: host memory owned by the backend until its next call. Waits for that alone. */
+  mo_status (*expert_results)(mo_backend *backend, mo_expert_statistics *statistics);
+
   /* nll (host, [B, S-1]) of the next token from hidden rows x [B*S, H] (already normed): logits x lm_head^T rounded, then
-   * log-sum-exp; ids (host, [B, S]). The logits of the whole batch never exist at once. Waits. */
+   * log-sum-exp; ids (host, [B, S]). The logits of the whole batch never exist at once. top: host, [B, S-1], or NULL: the
+   * probability of the likeliest token. Waits. */
   mo_status (*nll)(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
-                   int64_t S, float *nll);
+                   int64_t S, float *nll, float *top);
 } mo_backend_table;
 
 /* Every backend's struct begins with its table. */

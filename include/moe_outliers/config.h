@@ -10,7 +10,10 @@
 
 typedef enum { MO_DEVICE_AUTO, MO_DEVICE_CPU, MO_DEVICE_CUDA, MO_DEVICE_CHECK } mo_device_choice;
 typedef enum { MO_PRECISION_BF16, MO_PRECISION_FP32 } mo_precision;
+typedef enum { MO_ABLATE_NONE, MO_ABLATE_FEATURES } mo_ablate_choice;
 typedef enum { MO_PARTITION_AUTO, MO_PARTITION_CONTIGUOUS, MO_PARTITION_INTERLEAVED } mo_partition_kind;
+
+enum { MO_MOST_THRESHOLDS = 8 };
 
 typedef struct {
   struct {
@@ -26,12 +29,17 @@ typedef struct {
   } data;
   struct {
     double threshold;             /* outlier: |x| >= threshold */
+    double *thresholds;           /* [n_thresholds] distinct; the first is `threshold`, by the others it is analysed too */
+    int64_t n_thresholds;         /* 1..MO_MOST_THRESHOLDS */
     double min_layer_fraction;    /* of the 2L sites */
     double min_position_fraction; /* of the S positions */
     double systematic_fraction;   /* of the L layers */
     int64_t bootstrap;            /* draws */
     int64_t seed;
     bool perplexity;
+    bool experts; /* statistics of experts */
+    mo_ablate_choice ablate; /* run again with the outlier features zeroed, and with random ones */
+    int64_t ablate_draws;    /* of random features */
   } analysis;
   struct {
     mo_device_choice device;
@@ -75,6 +83,11 @@ MO_CHECKED mo_status mo_config_parse(mo_config *config, const char *text, const 
                                      const char *const *overrides, int n_overrides, bool for_run);
 
 void mo_config_free(mo_config *config);
+
+/* A config as run (mo_config.text, the result file's attribute `config`) as JSON text: sections and keys in their order,
+ * numbers exact. name: what error lines call it. Any text may be given: MO_INVALID if it is no libconfig, or includes
+ * files. Caller frees *json. */
+MO_CHECKED mo_status mo_config_json(char **json, const char *text, const char *name);
 
 /* Every key with its default and one line of help, for --help. Caller frees; NULL if out of memory. */
 char *mo_config_help(void);

@@ -24,7 +24,8 @@ typedef struct {
   int64_t first_stage; /* stages before it are not scheduled: a run that goes on has done them */
   int64_t *start;      /* [n_micro] stage at which a micro-batch goes on, >= first_stage; NULL: all at first_stage */
   int64_t n_sequences, length;
-  int64_t micro_batch, n_micro; /* sequences of a micro-batch; the last may be smaller */
+  int64_t micro_batch, n_micro; /* sequences of a micro-batch; the last of a variant may be smaller */
+  int64_t variants;             /* 1; of an ablation: how often the sequences go through side by side */
   mo_partition_kind asked;      /* what the request said */
   mo_partition_kind partition;  /* contiguous or interleaved, as chosen */
   bool fits;                    /* every rank holds all its weights at the same time */
@@ -47,6 +48,7 @@ typedef struct {
   int64_t statistics_bytes; /* accumulators, as long as at most an eighth of the features have outliers at a site */
   bool host_memory;         /* the backend's memory is the host's */
   int64_t memory_bytes;     /* the budget, 0 = no bound */
+  int64_t ablation_bytes;   /* that the smallest pass of the ablation takes more than this one */
 } mo_plan;
 
 /* What storage, ranks and the connections between them are assumed to deliver. */
@@ -72,9 +74,12 @@ double mo_plan_gpu_memory(const char *gpu);
 typedef struct {
   const mo_model_spec *spec;
   int64_t n_sequences, length;
-  int64_t micro_batch; /* 0: choose (a quarter of the sequences, whatever the ranks and the memory) */
+  int64_t micro_batch;  /* 0: choose (a quarter of the sequences, whatever the ranks and the memory) */
   const int64_t *start; /* [n_micro] stages at which the micro-batches of a continued run go on; NULL: at the first */
   bool perplexity;
+  int64_t variants;        /* a pass of an ablation with as many variants; 0: the run itself */
+  bool ablates;            /* the run itself, and an ablation follows: its smallest pass must fit too */
+  int64_t n_thresholds;    /* that outlier values are found by; 0: 1 */
   bool stores_activations; /* site tensors go to the file: a micro-batch of one on the host */
   int n_ranks;
   int activation_bytes; /* of one value in the backend */
@@ -101,6 +106,11 @@ typedef struct {
  * MO_INVALID with the smallest that works. Free with mo_plan_free. */
 MO_CHECKED mo_status mo_plan_make(mo_plan *plan, const mo_plan_request *request);
 void mo_plan_free(mo_plan *plan);
+
+/* Micro-batches of a variant follow one another: the variant of one, its first sequence within the variant, its sequences. */
+int64_t mo_plan_variant(const mo_plan *plan, int64_t micro);
+int64_t mo_plan_first_sequence(const mo_plan *plan, int64_t micro);
+int64_t mo_plan_batch(const mo_plan *plan, int64_t micro);
 
 /* The rank that computes a stage; of a stage that is done, the one that puts its results back. -1: nobody. */
 int mo_plan_rank_of(const mo_plan *plan, int64_t stage);

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "moe_outliers/ablation.h"
 #include "moe_outliers/analysis.h"
 #include "moe_outliers/comm.h"
 #include "moe_outliers/status.h"
@@ -21,7 +22,9 @@ typedef struct {
   const char *model_name, *architecture, *precision, *device, *config; /* config: libconfig text as run */
   int64_t n_layers, hidden_size, n_experts;                            /* n_experts 0: no /routing */
   int64_t n_sequences, sequence_length, n_ranks;
-  double threshold;
+  double threshold, min_layer_fraction, min_position_fraction, systematic_fraction;
+  mo_bootstrap bootstrap;
+  int64_t parameters, active_parameters, experts_per_token; /* of the model; experts_per_token 0: no layer routes */
 } mo_results_header;
 
 /* /timing: per rank and stage. layer: -1 embedding, 0..L-1, L the head. */
@@ -49,11 +52,23 @@ MO_CHECKED mo_status mo_results_create(mo_results **results, const char *path, m
 MO_CHECKED mo_status mo_results_write_activations(mo_results *results, int64_t layer, mo_site site,
                                                   int64_t first_sequence, int64_t n_sequences, const float *values);
 
-/* Write everything else: /layers/NNN/SITE by the rank that owns the layer (owner[l] = rank, [L]; rows from
- * `accumulator`), the tables of `analysis` (from rank 0), /timing (each rank its own rows). Collective; ranks that own
- * nothing take part. Once. On failure the caller gives up with mo_results_discard. */
-MO_CHECKED mo_status mo_results_write(mo_results *results, const int *owner, mo_accumulator *accumulator,
-                                      const mo_analysis *analysis, const mo_timing_row *timing, int64_t n_timing);
+/* What was found by one threshold. */
+typedef struct {
+  double threshold;
+  mo_accumulator *accumulator;
+  const mo_analysis *analysis;
+} mo_results_part;
+
+/* Write everything else: /layers/NNN/SITE by the rank that owns the layer (owner[l] = rank, [L]; rows from the part's
+ * accumulator), the tables of its analysis (from rank 0), /timing (each rank its own rows). The first part goes to the
+ * root, the others to /thresholds/NUMBER. Collective; ranks that own nothing take part. Once. On failure the caller
+ * gives up with mo_results_discard. */
+MO_CHECKED mo_status mo_results_write(mo_results *results, const int *owner, const mo_results_part *parts, int n_parts,
+                                      const mo_timing_row *timing, int64_t n_timing);
+
+/* What mo_results_write is to write as /ablation and /ablation_features too; from rank 0, the caller's until then. Every rank that
+ * asked for an ablation calls it, empty tables are written too. Local. */
+void mo_results_set_ablation(mo_results *results, const mo_ablation *ablation);
 
 /* After mo_results_write: set `finished` and, last of all, complete = 1, flush to disk (fsync), rename to the final
  * name (fsync of the folder). Collective. On failure the partial file is removed and no final file appears; with one
@@ -69,15 +84,39 @@ void mo_results_discard(mo_results *results);
 typedef struct {
   char *path, *model_name, *architecture, *precision, *device, *started, *finished;
   int64_t n_layers, hidden_size, n_sequences, sequence_length, n_ranks;
+  int64_t n_experts, experts_per_token, parameters, active_parameters; /* -1: the file is older and does not say */
+  mo_criteria criteria;                                                /* NaN likewise, but for the threshold */
+  mo_bootstrap bootstrap;                                              /* -1 likewise */
   double threshold;
   mo_feature *features;
   int64_t n_features;
   mo_summary summary;
-  double perplexity;
+  double perplexity, perplexity_low, perplexity_high;
+  mo_ablation ablation; /* empty if there was none */
 } mo_results_file;
 
 /* Read a finished result file. Not HDF5, another format or version, incomplete, missing parts: MO_INVALID. Serial. */
 MO_CHECKED mo_status mo_results_read(mo_results_file *file, const char *path);
 void mo_results_file_free(mo_results_file *file);
+
+/* Replace features, summary, perplexity and the intervals by those that these criteria and draws give, made from the
+ * tables of the same file, which is opened again: bit for bit what a run with them would have written. A threshold that
+ * the file has no tables of, tables that are missing, damaged or disagree: MO_INVALID. Serial. */
+MO_CHECKED mo_status mo_results_recompute(mo_results_file *file, const mo_criteria *criteria,
+                                          const mo_bootstrap *bootstrap);
+
+/* --- export, in the reference implementation's schema (docs/export.md) --- */
+#define MO_EXPORT_READER_CHARACTERS 50000000 /* of final_analysis_results.json that the reference's plot script reads */
+
+typedef struct {
+  bool no_perplexity; /* none in the file: no perplexity_results.json */
+  bool too_long;      /* "batch_results", up to which that script searches, comes after those characters */
+} mo_export_notes;
+
+/* Write final_analysis_results.json, perplexity_results.json and config.json of a finished result file to a folder,
+ * made if absent. MO_INVALID: no such result file, a damaged one, a folder that cannot be written to, or one of these
+ * files exists and overwrite is false. On failure nothing is left, but what has replaced older files before a rename
+ * failed. Memory: a few words per feature and a few KB per site. Serial. */
+MO_CHECKED mo_status mo_results_export(const char *path, const char *directory, bool overwrite, mo_export_notes *notes);
 
 #endif

@@ -38,10 +38,12 @@ mo_status mo_accumulator_new(mo_accumulator **accumulator, const mo_analysis_sha
   made->moments = mo_alloc(MO_N_MOMENTS * n_sites * n, sizeof *made->moments);
   made->positions = mo_alloc(n * (size_t)shape->hidden * (size_t)mo_position_words(shape), sizeof *made->positions);
   made->routing = mo_alloc((size_t)(shape->n_layers * shape->n_experts), sizeof *made->routing);
+  made->experts = mo_alloc((size_t)(shape->n_layers * mo_experts_of_layer(shape)), sizeof *made->experts);
   made->nll = mo_alloc(n * (size_t)(shape->length - 1), sizeof *made->nll);
   made->nll_seen = mo_alloc(n, sizeof *made->nll_seen);
   mo_status status = MO_FAILED;
-  if (made->sites && made->seen && made->moments && made->positions && made->routing && made->nll && made->nll_seen)
+  if (made->sites && made->seen && made->moments && made->positions && made->routing && made->experts && made->nll &&
+      made->nll_seen)
     status = mo_order_new(&made->order, shape->hidden);
   if (status != MO_OK)
     mo_accumulator_free(made);
@@ -59,6 +61,7 @@ void mo_accumulator_free(mo_accumulator *accumulator) {
   free(accumulator->moments);
   free(accumulator->positions);
   free(accumulator->routing);
+  free(accumulator->experts);
   free(accumulator->nll);
   free(accumulator->nll_seen);
   mo_order_free(accumulator->order);
@@ -69,7 +72,7 @@ int64_t mo_accumulator_bytes(const mo_analysis_shape *shape) {
   const int64_t row = (int64_t)sizeof(mo_site_row) * 2; /* lists double, and values are kept beside the rows */
   int64_t sites = 2 * shape->n_layers, N = shape->n_sequences;
   return sites * N * (8 + MO_N_MOMENTS * 8) + N * shape->hidden * mo_position_words(shape) * 8 +
-         shape->n_layers * shape->n_experts * 8 + N * shape->length * 4 + sites * N * shape->hidden / 8 * row;
+         shape->n_layers * (shape->n_experts * 8 + mo_experts_of_layer(shape) * (int64_t)sizeof(mo_expert_total)) + N * shape->length * 4 + sites * N * shape->hidden / 8 * row;
 }
 
 static mo_status check_layer_number(const mo_accumulator *accumulator, int64_t layer) {
@@ -116,6 +119,10 @@ static mo_status add_rows(mo_site_sums *site, const mo_site_statistics *statisti
                      "%d outlier values, %d positive, at %lld positions (sequence %lld, feature %lld): "
                      "report this as a bug",
                      count, positive, (long long)shape->length, (long long)sequence, (long long)h);
+    if (statistics->position[i] < 0 || statistics->position[i] >= shape->length || statistics->first[i] > 1)
+      return MO_FAIL(MO_FAILED, "position %d of %lld, %d at position 0 (sequence %lld, feature %lld): report this as a bug",
+                     statistics->position[i], (long long)shape->length, statistics->first[i], (long long)sequence,
+                     (long long)h);
     float low = statistics->min[i], high = statistics->max[i];
     mo_site_row row = {.sequence = (int32_t)sequence,
                        .feature = (int32_t)h,
@@ -125,7 +132,9 @@ static mo_status add_rows(mo_site_sums *site, const mo_site_statistics *statisti
                        .min = low,
                        .max = high,
                        .max_abs = fmaxf(fabsf(low), fabsf(high)),
-                       .mean_abs = (float)(statistics->sum_abs[i] / (double)count)};
+                       .mean_abs = (float)(statistics->sum_abs[i] / (double)count),
+                       .position = statistics->position[i],
+                       .first = statistics->first[i]};
     MO_TRY(append_row(site, &row));
     *n_outliers += count;
   }

@@ -9,11 +9,10 @@
 static void totals_free(mo_totals *totals) {
   free(totals->sequence_sites);
   free(totals->sequence_count);
+  free(totals->sequence_positive);
+  free(totals->sequence_first);
   free(totals->sequence_max);
   free(totals->sequence_positions);
-  free(totals->positive);
-  free(totals->negative);
-  free(totals->site_hit);
   free(totals->site_count);
   free(totals->moments);
   free(totals->quartiles);
@@ -22,20 +21,18 @@ static void totals_free(mo_totals *totals) {
 static mo_status totals_new(mo_totals *totals, const mo_analysis_shape *shape, bool root) {
   size_t n_sites = (size_t)(2 * shape->n_layers), n = (size_t)shape->n_sequences, hidden = (size_t)shape->hidden;
   *totals = (mo_totals){
-      .sequence_sites = mo_alloc(n * hidden, sizeof *totals->sequence_sites),
+      .sequence_sites = mo_alloc(n * hidden * (size_t)mo_site_words(shape), sizeof *totals->sequence_sites),
       .sequence_count = mo_alloc(n * hidden, sizeof *totals->sequence_count),
+      .sequence_positive = mo_alloc(n * hidden, sizeof *totals->sequence_positive),
+      .sequence_first = mo_alloc(n * hidden, sizeof *totals->sequence_first),
       .sequence_max = mo_alloc(n * hidden, sizeof *totals->sequence_max),
       .sequence_positions = mo_alloc(root ? n * hidden : 0, sizeof *totals->sequence_positions),
-      .positive = mo_alloc(hidden, sizeof *totals->positive),
-      .negative = mo_alloc(hidden, sizeof *totals->negative),
-      .site_hit = mo_alloc(n_sites * ((hidden + 63) / 64), sizeof *totals->site_hit),
       .site_count = mo_alloc(n_sites, sizeof *totals->site_count),
       .moments = mo_alloc(MO_N_MOMENTS * n_sites * n, sizeof *totals->moments),
       .quartiles = mo_alloc(root ? 3 * hidden : 0, sizeof *totals->quartiles),
   };
-  if (totals->sequence_sites && totals->sequence_count && totals->sequence_max && totals->sequence_positions &&
-      totals->positive && totals->negative && totals->site_hit && totals->site_count && totals->moments &&
-      totals->quartiles)
+  if (totals->sequence_sites && totals->sequence_count && totals->sequence_positive && totals->sequence_first &&
+      totals->sequence_max && totals->sequence_positions && totals->site_count && totals->moments && totals->quartiles)
     return MO_OK;
   totals_free(totals);
   return MO_FAILED;
@@ -43,25 +40,23 @@ static mo_status totals_new(mo_totals *totals, const mo_analysis_shape *shape, b
 
 /* This rank's rows. */
 static void sum_rows(mo_totals *totals, const mo_accumulator *accumulator) {
-  int64_t hidden = accumulator->shape.hidden, hit_words = (hidden + 63) / 64;
+  int64_t hidden = accumulator->shape.hidden, words = mo_site_words(&accumulator->shape);
   for (int64_t place = 0; place < 2 * accumulator->shape.n_layers; place++) {
     const mo_site_sums *site = &accumulator->sites[place];
     for (int64_t r = 0; r < site->n_rows; r++) {
       const mo_site_row *row = &site->rows[r];
-      int64_t h = row->feature, i = row->sequence * hidden + h;
-      totals->sequence_sites[i]++;
+      int64_t i = row->sequence * hidden + row->feature;
+      totals->sequence_sites[i * words + place / 64] |= UINT64_C(1) << place % 64;
       totals->sequence_count[i] += row->count;
+      totals->sequence_positive[i] += row->positive;
+      totals->sequence_first[i] += row->first;
       if (row->max_abs > totals->sequence_max[i]) totals->sequence_max[i] = row->max_abs;
-      totals->positive[h] += row->positive;
-      totals->negative[h] += row->negative;
-      totals->site_hit[place * hit_words + h / 64] |= UINT64_C(1) << h % 64;
       totals->site_count[place] += row->count;
     }
   }
 }
 
-/* Give every rank the bytes (a multiple of 8 is not needed) of the one rank whose copy is not zero. */
-static mo_status share_bits(mo_comm *comm, void *data, size_t bytes) {
+mo_status mo_share_bits(mo_comm *comm, void *data, size_t bytes) {
   size_t n_words = (bytes + 7) / 8;
   uint64_t *words = mo_alloc(n_words, sizeof *words);
   if (!words) return MO_FAILED;
@@ -102,13 +97,12 @@ static mo_status sum_ranks(mo_totals *totals, mo_accumulator *accumulator, mo_co
   size_t n_sites = (size_t)(2 * shape->n_layers), n = (size_t)shape->n_sequences, hidden = (size_t)shape->hidden;
   size_t moment_bytes = MO_N_MOMENTS * n_sites * n * sizeof *totals->moments;
   memcpy(totals->moments, accumulator->moments, moment_bytes);
-  MO_TRY(share_bits(comm, totals->moments, moment_bytes));
-  MO_TRY(mo_comm_allreduce(comm, totals->sequence_sites, n * hidden, MO_SUM_I32));
+  MO_TRY(mo_share_bits(comm, totals->moments, moment_bytes));
+  MO_TRY(mo_comm_allreduce(comm, totals->sequence_sites, n * hidden * (size_t)mo_site_words(shape), MO_OR_U64));
   MO_TRY(mo_comm_allreduce(comm, totals->sequence_count, n * hidden, MO_SUM_I64));
+  MO_TRY(mo_comm_allreduce(comm, totals->sequence_positive, n * hidden, MO_SUM_I64));
+  MO_TRY(mo_comm_allreduce(comm, totals->sequence_first, n * hidden, MO_SUM_I64));
   MO_TRY(mo_comm_allreduce(comm, totals->sequence_max, n * hidden, MO_MAX_F32));
-  MO_TRY(mo_comm_allreduce(comm, totals->positive, hidden, MO_SUM_I64));
-  MO_TRY(mo_comm_allreduce(comm, totals->negative, hidden, MO_SUM_I64));
-  MO_TRY(mo_comm_allreduce(comm, totals->site_hit, n_sites * ((hidden + 63) / 64), MO_OR_U64));
   MO_TRY(mo_comm_allreduce(comm, totals->site_count, n_sites, MO_SUM_I64));
   size_t n_words = n * hidden * (size_t)mo_position_words(shape);
   MO_TRY(mo_comm_allreduce(comm, accumulator->positions, n_words, MO_OR_U64));
@@ -125,23 +119,16 @@ static mo_status count_positions(mo_totals *totals, const mo_accumulator *accumu
     int32_t hit = 0;
     for (int64_t w = 0; w < n_words; w++) hit += __builtin_popcountll(words[w]);
     int64_t count = totals->sequence_count[i];
-    if (hit > count || count > (int64_t)hit * totals->sequence_sites[i] || words[n_words - 1] & spare)
+    int64_t sites = mo_count_sites(totals->sequence_sites + i * mo_site_words(shape), mo_site_words(shape));
+    if (hit > count || count > (int64_t)hit * sites || words[n_words - 1] & spare)
       return MO_FAIL(MO_FAILED,
-                     "%d positions hit by %lld outlier values at %d sites (sequence %lld, feature %lld): "
+                     "%d positions hit by %lld outlier values at %lld sites (sequence %lld, feature %lld): "
                      "report this as a bug",
-                     hit, (long long)count, totals->sequence_sites[i], (long long)(i / shape->hidden),
+                     hit, (long long)count, (long long)sites, (long long)(i / shape->hidden),
                      (long long)(i % shape->hidden));
     totals->sequence_positions[i] = hit;
   }
   return MO_OK;
-}
-
-/* exp of the mean, summed in row order. */
-static double perplexity_of(const float *nll, int64_t n) {
-  double sum = 0;
-  if (!nll || n == 0) return NAN;
-  for (int64_t i = 0; i < n; i++) sum += (double)nll[i];
-  return exp(sum / (double)n);
 }
 
 static mo_status reduce_nll(mo_analysis *analysis, const mo_accumulator *accumulator, mo_comm *comm) {
@@ -159,7 +146,7 @@ static mo_status reduce_nll(mo_analysis *analysis, const mo_accumulator *accumul
                        (long long)i, (long long)seen[i]);
   if (status != MO_OK || all == 0) goto done;
   memcpy(nll, accumulator->nll, (size_t)count * sizeof *nll);
-  MO_TRY_TO(done, share_bits(comm, nll, (size_t)count * sizeof *nll));
+  MO_TRY_TO(done, mo_share_bits(comm, nll, (size_t)count * sizeof *nll));
   if (mo_comm_rank(comm) == 0) {
     analysis->nll = nll;
     nll = NULL;
@@ -167,7 +154,6 @@ static mo_status reduce_nll(mo_analysis *analysis, const mo_accumulator *accumul
 done:
   free(nll);
   free(seen);
-  if (status == MO_OK) analysis->perplexity = perplexity_of(analysis->nll, count);
   return status;
 }
 
@@ -186,8 +172,33 @@ static mo_status reduce_routing(mo_analysis *analysis, const mo_accumulator *acc
   return status;
 }
 
+static const mo_analysis NOTHING = {.perplexity = NAN, .perplexity_low = NAN, .perplexity_high = NAN};
+
+/* Rank 0, which has the positions, losses and expert counts in *analysis already. */
+static mo_status make_tables(mo_analysis *analysis, const mo_accumulator *accumulator, mo_totals *totals) {
+  const mo_analysis_shape *shape = &accumulator->shape;
+  mo_counts *counts = NULL;
+  mo_analysis tables;
+  MO_TRY(count_positions(totals, accumulator));
+  MO_TRY(mo_sites_build(analysis, shape, totals));
+  MO_TRY(mo_counts_of_totals(&counts, analysis, shape, totals));
+  mo_status status = mo_counts_analyse(&tables, counts, analysis->nll);
+  mo_counts_free(counts);
+  MO_TRY(status);
+  tables.positions = analysis->positions;
+  tables.n_positions = analysis->n_positions;
+  tables.sites = analysis->sites;
+  tables.n_sites = analysis->n_sites;
+  tables.nll = analysis->nll;
+  tables.expert_tokens = analysis->expert_tokens;
+  tables.experts = analysis->experts;
+  tables.n_experts = analysis->n_experts;
+  *analysis = tables;
+  return MO_OK;
+}
+
 mo_status mo_analysis_reduce(mo_analysis *analysis, mo_accumulator *accumulator, mo_comm *comm) {
-  *analysis = (mo_analysis){.perplexity = NAN};
+  *analysis = NOTHING;
   MO_TRY(accumulator->fault);
   bool root = mo_comm_rank(comm) == 0;
   mo_totals totals;
@@ -198,10 +209,10 @@ mo_status mo_analysis_reduce(mo_analysis *analysis, mo_accumulator *accumulator,
   MO_TRY_TO(done, sum_ranks(&totals, accumulator, comm));
   MO_TRY_TO(done, reduce_nll(analysis, accumulator, comm));
   MO_TRY_TO(done, reduce_routing(analysis, accumulator, comm));
-  if (root) {
-    MO_TRY_TO(done, count_positions(&totals, accumulator));
-    MO_TRY_TO(done, mo_tables_build(analysis, &accumulator->shape, &totals));
-  }
+  MO_TRY_TO(done, mo_experts_reduce(analysis, accumulator, comm));
+  if (root) status = make_tables(analysis, accumulator, &totals);
+  mo_status gathered = mo_top_values_gather(analysis, accumulator, comm, status == MO_OK);
+  if (status == MO_OK) status = gathered;
 done:
   totals_free(&totals);
   if (status != MO_OK) mo_analysis_free(analysis);
@@ -210,10 +221,13 @@ done:
 
 void mo_analysis_free(mo_analysis *analysis) {
   if (!analysis) return;
+  free(analysis->positions);
   free(analysis->sequence_features);
   free(analysis->features);
   free(analysis->sites);
+  free(analysis->top_values);
   free(analysis->nll);
   free(analysis->expert_tokens);
-  *analysis = (mo_analysis){.perplexity = NAN};
+  free(analysis->experts);
+  *analysis = NOTHING;
 }

@@ -17,116 +17,98 @@ static int feature_compare(const void *left, const void *right) {
   return (a->feature > b->feature) - (a->feature < b->feature);
 }
 
-static bool sequence_qualifies(const mo_analysis_shape *shape, const mo_totals *totals, int64_t i) {
-  return totals->sequence_count[i] > 0 && mo_qualifies(&shape->criteria, totals->sequence_sites[i], 2 * shape->n_layers,
-                                                       totals->sequence_positions[i], shape->length);
+static bool sequence_qualifies(const mo_counts *counts, int64_t cell) {
+  const mo_analysis_shape *shape = &counts->shape;
+  int64_t sites = mo_count_sites(counts->sites + cell * counts->words, counts->words);
+  return mo_qualifies(&shape->criteria, sites, 2 * shape->n_layers, counts->cells[cell].positions_hit, shape->length);
 }
 
-static mo_status build_sequence_features(mo_analysis *analysis, const mo_analysis_shape *shape,
-                                         const mo_totals *totals) {
-  int64_t cells = shape->n_sequences * shape->hidden, n = 0;
-  for (int64_t i = 0; i < cells; i++) n += sequence_qualifies(shape, totals, i);
+static mo_status build_sequence_features(mo_analysis *analysis, const mo_counts *counts) {
+  const mo_analysis_shape *shape = &counts->shape;
+  int64_t n = 0;
+  for (int64_t i = 0; i < counts->n_cells; i++) n += sequence_qualifies(counts, i);
   mo_sequence_feature *rows = mo_alloc((size_t)n, sizeof *rows);
   if (!rows) return MO_FAILED;
   analysis->sequence_features = rows;
   analysis->n_sequence_features = n;
-  for (int64_t i = 0; i < cells; i++) {
-    if (!sequence_qualifies(shape, totals, i)) continue;
-    *rows++ = (mo_sequence_feature){
-        .sequence = (int32_t)(i / shape->hidden),
-        .feature = (int32_t)(i % shape->hidden),
-        .layer_percentage = (double)totals->sequence_sites[i] / (double)(2 * shape->n_layers),
-        .seq_percentage = (double)totals->sequence_positions[i] / (double)shape->length,
-        .max_magnitude = totals->sequence_max[i],
-        .total_occurrences = totals->sequence_count[i],
-        .sites_hit = totals->sequence_sites[i],
-        .positions_hit = totals->sequence_positions[i],
-    };
-  }
+  for (int64_t h = 0; h < shape->hidden; h++)
+    for (int64_t i = counts->first[h]; i < counts->first[h + 1]; i++) {
+      if (!sequence_qualifies(counts, i)) continue;
+      const mo_cell *cell = &counts->cells[i];
+      int64_t sites = mo_count_sites(counts->sites + i * counts->words, counts->words);
+      *rows++ = (mo_sequence_feature){
+          .sequence = cell->sequence,
+          .feature = (int32_t)h,
+          .layer_percentage = (double)sites / (double)(2 * shape->n_layers),
+          .seq_percentage = (double)cell->positions_hit / (double)shape->length,
+          .max_magnitude = cell->max_magnitude,
+          .total_occurrences = cell->occurrences,
+          .sites_hit = (int32_t)sites,
+          .positions_hit = cell->positions_hit,
+      };
+    }
   qsort(analysis->sequence_features, (size_t)n, sizeof *rows, sequence_feature_compare);
   return MO_OK;
 }
 
-/* One pooled row; all: outlier values of the model. */
-static mo_feature pool(const mo_analysis_shape *shape, const mo_totals *totals, int64_t h, int64_t all) {
-  int64_t hit_words = (shape->hidden + 63) / 64, n_positions = shape->n_sequences * shape->length;
-  mo_feature row = {.feature = (int32_t)h};
-  for (int64_t layer = 0; layer < shape->n_layers; layer++) {
-    const uint64_t *words = totals->site_hit + 2 * layer * hit_words + h / 64;
-    int attn = words[0] >> h % 64 & 1, mlp = words[hit_words] >> h % 64 & 1;
-    row.sites_hit += attn + mlp;
-    row.layers_hit += attn | mlp;
+/* One pooled row, its intervals NaN; all: outlier values of the model; hit: scratch [words]. */
+static mo_feature pool(const mo_counts *counts, int64_t h, int64_t all, uint64_t *hit) {
+  const mo_analysis_shape *shape = &counts->shape;
+  int64_t n_positions = shape->n_sequences * shape->length, at_first = 0;
+  bool known = true;
+  mo_feature row = {.feature = (int32_t)h,
+                    .layer_percentage_low = NAN,
+                    .layer_percentage_high = NAN,
+                    .block_percentage_low = NAN,
+                    .block_percentage_high = NAN,
+                    .seq_percentage_low = NAN,
+                    .seq_percentage_high = NAN,
+                    .qualifies_share = NAN,
+                    .systematic_share = NAN};
+  memset(hit, 0, (size_t)counts->words * sizeof *hit);
+  for (int64_t i = counts->first[h]; i < counts->first[h + 1]; i++) {
+    const mo_cell *cell = &counts->cells[i];
+    for (int64_t w = 0; w < counts->words; w++) hit[w] |= counts->sites[i * counts->words + w];
+    row.positions_hit += cell->positions_hit;
+    row.total_occurrences += cell->occurrences;
+    row.positive += cell->positive;
+    known = known && cell->first >= 0;
+    at_first += cell->first;
+    row.sequences_qualified += sequence_qualifies(counts, i);
+    if (cell->max_magnitude > row.max_magnitude) row.max_magnitude = cell->max_magnitude;
   }
-  for (int64_t i = h; i < shape->n_sequences * shape->hidden; i += shape->hidden) {
-    row.positions_hit += totals->sequence_positions[i];
-    row.total_occurrences += totals->sequence_count[i];
-    row.sequences_qualified += sequence_qualifies(shape, totals, i);
-    if (totals->sequence_max[i] > row.max_magnitude) row.max_magnitude = totals->sequence_max[i];
-  }
+  row.sites_hit = (int32_t)mo_count_sites(hit, counts->words);
+  row.layers_hit = (int32_t)mo_count_layers(hit, counts->words);
   row.layer_percentage = (double)row.sites_hit / (double)(2 * shape->n_layers);
   row.block_percentage = (double)row.layers_hit / (double)shape->n_layers;
   row.seq_percentage = (double)row.positions_hit / (double)n_positions;
-  row.positive = totals->positive[h];
-  row.negative = totals->negative[h];
-  row.q1 = totals->quartiles[3 * h];
-  row.median = totals->quartiles[3 * h + 1];
-  row.q3 = totals->quartiles[3 * h + 2];
+  row.negative = row.total_occurrences - row.positive;
+  row.q1 = counts->quartiles[3 * h];
+  row.median = counts->quartiles[3 * h + 1];
+  row.q3 = counts->quartiles[3 * h + 2];
   row.share = (double)row.total_occurrences / (double)all;
+  row.first_token_share = known ? (double)at_first / (double)row.total_occurrences : NAN;
   bool qualifies = mo_qualifies(&shape->criteria, row.sites_hit, 2 * shape->n_layers, row.positions_hit, n_positions);
   row.classification = mo_classify(&shape->criteria, qualifies, row.layers_hit, shape->n_layers);
   return row;
 }
 
-static mo_status build_features(mo_analysis *analysis, const mo_analysis_shape *shape, const mo_totals *totals) {
+static mo_status build_features(mo_analysis *analysis, const mo_counts *counts) {
   int64_t n = 0, all = 0;
-  for (int64_t h = 0; h < shape->hidden; h++) {
-    n += totals->positive[h] + totals->negative[h] > 0;
-    all += totals->positive[h] + totals->negative[h];
-  }
+  for (int64_t h = 0; h < counts->shape.hidden; h++) n += counts->first[h + 1] > counts->first[h];
+  for (int64_t i = 0; i < counts->n_cells; i++) all += counts->cells[i].occurrences;
   mo_feature *rows = mo_alloc((size_t)n, sizeof *rows);
-  if (!rows) return MO_FAILED;
+  uint64_t *hit = mo_alloc((size_t)counts->words, sizeof *hit);
   analysis->features = rows;
-  analysis->n_features = n;
-  for (int64_t h = 0; h < shape->hidden; h++)
-    if (totals->positive[h] + totals->negative[h] > 0) *rows++ = pool(shape, totals, h, all);
-  qsort(analysis->features, (size_t)n, sizeof *rows, feature_compare);
-  return MO_OK;
-}
-
-/* Largest of a site's sequences; NaN if a sequence has it, as NumPy's max. */
-static double largest(const double *values, int64_t n) {
-  double max = values[0];
-  for (int64_t i = 1; i < n; i++)
-    if (isnan(values[i]) || values[i] > max) max = values[i];
-  return max;
-}
-
-static mo_site_summary summarise_site(const mo_analysis_shape *shape, const mo_totals *totals, int64_t place) {
-  int64_t n = shape->n_sequences, n_moments = 2 * shape->n_layers * n, hit_words = (shape->hidden + 63) / 64;
-  double values = (double)(n * shape->length * shape->hidden), sum = 0, squares = 0;
-  for (int64_t i = place * n; i < (place + 1) * n; i++) {
-    sum += totals->moments[MO_SUM_VALUES * n_moments + i];
-    squares += totals->moments[MO_SUM_SQUARES * n_moments + i];
+  mo_status status = rows && hit ? MO_OK : MO_FAILED;
+  if (status == MO_OK) {
+    analysis->n_features = n;
+    for (int64_t h = 0; h < counts->shape.hidden; h++)
+      if (counts->first[h + 1] > counts->first[h]) *rows++ = pool(counts, h, all, hit);
+    qsort(analysis->features, (size_t)n, sizeof *rows, feature_compare);
   }
-  double mean = sum / values, variance = squares / values - mean * mean;
-  mo_site_summary site = {.layer = (int32_t)(place / 2),
-                          .site = (int32_t)(place % 2),
-                          .count = totals->site_count[place],
-                          .max_abs = (float)largest(totals->moments + MO_MAX_ABS * n_moments + place * n, n),
-                          .mean = mean,
-                          .std = sqrt(variance < 0 ? 0 : variance)};
-  for (int64_t w = 0; w < hit_words; w++)
-    site.features_hit += __builtin_popcountll(totals->site_hit[place * hit_words + w]);
-  return site;
-}
-
-static mo_status build_sites(mo_analysis *analysis, const mo_analysis_shape *shape, const mo_totals *totals) {
-  analysis->sites = mo_alloc((size_t)(2 * shape->n_layers), sizeof *analysis->sites);
-  if (!analysis->sites) return MO_FAILED;
-  analysis->n_sites = 2 * shape->n_layers;
-  for (int64_t place = 0; place < analysis->n_sites; place++)
-    analysis->sites[place] = summarise_site(shape, totals, place);
-  return MO_OK;
+  free(hit);
+  return status;
 }
 
 static int double_compare(const void *left, const void *right) {
@@ -134,8 +116,7 @@ static int double_compare(const void *left, const void *right) {
   return (a > b) - (a < b);
 }
 
-/* Sorts the values. */
-static double median_of(double *values, int64_t n) {
+double mo_median(double *values, int64_t n) {
   if (n == 0) return NAN;
   qsort(values, (size_t)n, sizeof *values, double_compare);
   return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
@@ -161,15 +142,24 @@ static mo_status build_summary(mo_analysis *analysis) {
   summary->sequence_rows = analysis->n_sequence_features;
   summary->mean_layer_percentage = n ? layer_sum / (double)n : NAN;
   summary->mean_seq_percentage = n ? position_sum / (double)n : NAN;
-  summary->median_layer_percentage = median_of(layers, n);
-  summary->median_seq_percentage = median_of(positions, n);
+  summary->median_layer_percentage = mo_median(layers, n);
+  summary->median_seq_percentage = mo_median(positions, n);
   free(fractions);
   return MO_OK;
 }
 
-mo_status mo_tables_build(mo_analysis *analysis, const mo_analysis_shape *shape, const mo_totals *totals) {
-  MO_TRY(build_sequence_features(analysis, shape, totals));
-  MO_TRY(build_features(analysis, shape, totals));
-  MO_TRY(build_sites(analysis, shape, totals));
+static void clear_intervals(mo_summary *summary) {
+  summary->outlier_features_low = summary->outlier_features_high = NAN;
+  summary->systematic_features_low = summary->systematic_features_high = NAN;
+  summary->mean_layer_percentage_low = summary->mean_layer_percentage_high = NAN;
+  summary->median_layer_percentage_low = summary->median_layer_percentage_high = NAN;
+  summary->mean_seq_percentage_low = summary->mean_seq_percentage_high = NAN;
+  summary->median_seq_percentage_low = summary->median_seq_percentage_high = NAN;
+}
+
+mo_status mo_tables_build(mo_analysis *analysis, const mo_counts *counts) {
+  MO_TRY(build_sequence_features(analysis, counts));
+  MO_TRY(build_features(analysis, counts));
+  clear_intervals(&analysis->summary);
   return build_summary(analysis);
 }

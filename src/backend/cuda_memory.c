@@ -9,7 +9,7 @@ enum {
   ROUTE_CHUNK = 1024, /* route.cu: CHUNK */
   /* statistics.cu: SEGMENT; bytes of extremes and hits, of tile_sums; fewest columns of a tile; outliers */
   SEGMENT = 64,
-  SEGMENT_CELL = 16 + 2,
+  SEGMENT_CELL = 24 + 2,
   TILE_SUMS = 24,
   COLUMNS = 128,
   FEWEST_OUTLIERS = 1 << 18,
@@ -102,7 +102,12 @@ static int64_t logits(const sizes *z) {
 
 static int64_t statistics(const sizes *z) {
   int64_t segments = tiles_of(z->S, SEGMENT);
-  return 512 + z->B * (z->H * 24 + 20) + z->B * segments * (z->H * SEGMENT_CELL + tiles_of(z->H, COLUMNS) * TILE_SUMS);
+  return 512 + z->B * (z->H * 29 + 20) + z->B * segments * (z->H * SEGMENT_CELL + tiles_of(z->H, COLUMNS) * TILE_SUMS);
+}
+
+/* Of experts: their sums, and outlier values of each token. */
+static int64_t expert_statistics(const sizes *z) {
+  return z->E ? (z->E + 1) * (int64_t)sizeof(mo_expert_sums) + 4 * z->T : 0;
 }
 
 /* The list of outliers: at worst all values. */
@@ -110,7 +115,7 @@ static int64_t outliers(const sizes *z) { return larger(FEWEST_OUTLIERS, z->T * 
 
 static int64_t small(const sizes *z) {
   int64_t routing = (z->E + 1) * 8 + (tiles_of(z->R, ROUTE_CHUNK) + 1) * z->E * 4;
-  return larger(routing, larger(z->T * 24, EXPERT_TABLE + z->E * EXPERT_MAPS));
+  return larger(routing, larger(z->T * 28, EXPERT_TABLE + z->E * EXPERT_MAPS));
 }
 
 mo_backend_memory mo_backend_memory_cuda(const mo_backend_load *load) {
@@ -119,7 +124,8 @@ mo_backend_memory mo_backend_memory_cuda(const mo_backend_load *load) {
   const int64_t context = 600000000, workspaces = (64 + 32 * EXPERT_STREAMS) << 20, rounding = 64 << 20;
   const int64_t connection = 300000000; /* NCCL: a pair of ranks; a rank has at most two neighbours */
   sizes z = sizes_of(load);
-  int64_t parts[] = {weight(&z), vector(&z), experts(&z), logits(&z), statistics(&z), outliers(&z), small(&z)};
+  int64_t parts[] = {weight(&z), vector(&z), experts(&z), logits(&z), statistics(&z), outliers(&z), small(&z),
+                     expert_statistics(&z)};
   int64_t sum = 0, most = relations(&z); /* experts' rows come after them */
   for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
     sum += parts[i];

@@ -14,6 +14,7 @@ static const char PROGRAM[] =
     "  run CONFIG               analyse a model; alone, or on several ranks with mpirun or srun\n"
     "  plan CONFIG              parameters, bytes, partition and memory of a run, without its weights\n"
     "  report FILE.h5...        print result files, one or several side by side\n"
+    "  export FILE.h5 -o DIR    write a result as the reference implementation's JSON files\n"
     "  synth CONFIG.json -o DIR write a random checkpoint of given shapes\n"
     "\n"
     "  moe-outliers COMMAND --help   options and examples of a command\n"
@@ -77,24 +78,45 @@ static const char PLAN[] =
 
 static const char REPORT[] =
     "Usage: moe-outliers report FILE.h5... [--format table|markdown|csv|json] [--features N]\n"
+    "                           [--threshold X] [-s analysis.key=value]...\n"
     "Prints result files: with several files a table across them first, then for each its summary and its outlier\n"
     "features, largest magnitude first. Where no feature qualifies, the features of largest magnitude are shown.\n"
     "\n"
     "Options:\n"
     "      --format FORMAT   table (default), markdown, csv or json\n"
     "      --features N      features per file, 0 = all (default: 20 in table and markdown, all in csv and json)\n"
+    "      --threshold X     tables of another one of the run's analysis.thresholds\n"
+    "  -s, --set KEY=VALUE   judge by other criteria, without a new run: analysis.min_layer_fraction,\n"
+    "                        analysis.min_position_fraction, analysis.systematic_fraction, analysis.bootstrap,\n"
+    "                        analysis.seed; the defaults are those of each file's run\n"
     "  -h, --help            this text\n"
+    "\n"
+    "Numbers in brackets are 95 % intervals from resampled sequences (docs/methods.md).\n"
     "\n"
     "Columns: \"layers %\" counts layers hit at either of their two sites, \"sites %\" the sites (layer norm outputs,\n"
     "two per layer), \"positions %\" the (sequence, position) pairs; \"+ %\" and \"- %\" split the occurrences by\n"
-    "sign; q1, median and q3 are quartiles of the signed values; \"share %\" is the part of all outlier values. csv\n"
-    "and json give fractions of 1 under the names of the result file; csv prints a table of models, an empty line,\n"
-    "a table of features.\n"
+    "sign; q1, median and q3 are quartiles of the signed values; \"share %\" is the part of all outlier values, \"first\n"
+    "token %\" the part of the feature's own that are at the first position. csv and json give fractions of 1 under the\n"
+    "names of the result file; csv prints a table of models, an empty line, a table of features.\n"
     "\n"
     "Examples:\n"
     "  moe-outliers report results/demo.h5\n"
     "  moe-outliers report results/*.h5 --format markdown > table.md\n"
     "  moe-outliers report results/demo.h5 --format json --features 0\n";
+
+static const char EXPORT[] =
+    "Usage: moe-outliers export FILE.h5 -o DIR [--overwrite]\n"
+    "Writes a result file as JSON in the schema of the reference implementation (in Python), so that its readers and\n"
+    "plots work on it: final_analysis_results.json, perplexity_results.json (if there is one), config.json.\n"
+    "\n"
+    "Options:\n"
+    "  -o, --output DIR   folder of the files, made if absent\n"
+    "      --overwrite    replace files of these names; without it they are an error\n"
+    "  -h, --help         this text\n"
+    "\n"
+    "Examples:\n"
+    "  moe-outliers export results/demo.h5 -o exported/demo\n"
+    "  moe-outliers export results/glm_4.5_air.h5 -o remote_results/glm_4.5_air --overwrite\n";
 
 static const char SYNTH[] =
     "Usage: moe-outliers synth CONFIG.json -o DIR [--seed S] [--layers N] [--dtype bf16|f32|f16]\n"
@@ -114,7 +136,7 @@ static const char SYNTH[] =
 mo_status mo_cli_print_usage(const char *command, FILE *out) {
   static const struct {
     const char *command, *text;
-  } texts[] = {{"run", RUN}, {"plan", PLAN}, {"report", REPORT}, {"synth", SYNTH}};
+  } texts[] = {{"run", RUN}, {"plan", PLAN}, {"report", REPORT}, {"export", EXPORT}, {"synth", SYNTH}};
   if (!mo_cli_is_first_process()) return MO_OK;
   const char *text = PROGRAM;
   for (size_t i = 0; command && i < sizeof texts / sizeof texts[0]; i++)

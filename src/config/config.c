@@ -51,8 +51,30 @@ static mo_status store(mo_config *config, mo_key_value *values) {
         config->output.n_activations = value->n_layers;
         value->layers = NULL;
         break;
+      case MO_KEY_NUMBERS: /* likewise */
+        config->analysis.thresholds = value->numbers;
+        config->analysis.n_thresholds = value->n_numbers;
+        value->numbers = NULL;
+        break;
     }
   }
+  return MO_OK;
+}
+
+/* analysis.threshold and the first of analysis.thresholds are the same: one given is the other's default. */
+static mo_status settle_thresholds(mo_key_value *values, const char *name) {
+  mo_key_value *one = &values[mo_key_find("analysis", "threshold")];
+  mo_key_value *all = &values[mo_key_find("analysis", "thresholds")];
+  if (all->n_numbers == 0) {
+    all->numbers = mo_alloc(1, sizeof *all->numbers);
+    if (!all->numbers) return MO_FAILED;
+    all->numbers[all->n_numbers++] = one->real;
+  }
+  if (one->given && one->real != all->numbers[0])
+    return MO_FAIL(MO_INVALID,
+                   "analysis.threshold = %g is not the first of analysis.thresholds, %g (%s): give only one of them",
+                   one->real, all->numbers[0], name);
+  one->real = all->numbers[0];
   return MO_OK;
 }
 
@@ -76,6 +98,7 @@ mo_status mo_config_parse(mo_config *config, const char *text, const char *name,
   MO_TRY_TO(done, mo_config_read_text(values, text, name, include_dir));
   for (int i = 0; i < n_overrides; i++) MO_TRY_TO(done, mo_config_read_override(values, overrides[i]));
   MO_TRY_TO(done, check_required(values, name, for_run));
+  MO_TRY_TO(done, settle_thresholds(values, name));
   MO_TRY_TO(done, mo_config_write_text(&config->text, values));
   MO_TRY_TO(done, store(config, values));
   config->directory = mo_strdup(include_dir);
@@ -112,6 +135,7 @@ void mo_config_free(mo_config *config) {
   free(config->model.path);
   free(config->model.config);
   free(config->data.tokens);
+  free(config->analysis.thresholds);
   free(config->output.path);
   free(config->output.activations);
   free(config->deployment.gpu_filter);

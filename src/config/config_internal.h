@@ -17,7 +17,7 @@
 #define MO_CONFIG_MAX_KEYS 64         /* rows of the table, checked at compile time */
 #define MO_PLACE_SIZE 1024            /* text of a place, "configs/demo.cfg:7" or "-s data.skip=1" */
 
-typedef enum { MO_KEY_INT, MO_KEY_FLOAT, MO_KEY_BOOL, MO_KEY_STRING, MO_KEY_CHOICE, MO_KEY_LAYERS } mo_key_type;
+typedef enum { MO_KEY_INT, MO_KEY_FLOAT, MO_KEY_BOOL, MO_KEY_STRING, MO_KEY_CHOICE, MO_KEY_LAYERS, MO_KEY_NUMBERS } mo_key_type;
 
 enum {
   MO_KEY_REQUIRED = 1, /* by every command; the string may not be empty */
@@ -31,7 +31,7 @@ typedef struct {
   const char *section, *name;
   mo_key_type type;
   size_t offset;              /* of the member in mo_config */
-  double min, max;            /* of numbers, and of each number of MO_KEY_LAYERS */
+  double min, max;            /* of numbers, and of each number of MO_KEY_LAYERS and MO_KEY_NUMBERS */
   double number;              /* default of numbers (0 or 1 for MO_KEY_BOOL, index for MO_KEY_CHOICE) */
   const char *text;           /* default of MO_KEY_STRING; NULL: none */
   const char *const *choices; /* MO_KEY_CHOICE: names in enum order, NULL at the end */
@@ -47,6 +47,8 @@ typedef struct {
   char *text;      /* MO_KEY_STRING, owned; NULL: none */
   int64_t *layers; /* MO_KEY_LAYERS, owned, sorted, distinct; NULL if empty */
   int64_t n_layers;
+  double *numbers; /* MO_KEY_NUMBERS, owned, distinct as floats, at most MO_MOST_THRESHOLDS; NULL if not given */
+  int64_t n_numbers;
 } mo_key_value;
 
 /* --- keys.c --- */

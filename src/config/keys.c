@@ -5,10 +5,12 @@
 #include <string.h>
 
 #include "config_internal.h"
+#include "moe_outliers/ablation.h"
 
 static const char *const DEVICES[] = {"auto", "cpu", "cuda", "check", NULL};         /* mo_device_choice */
 static const char *const PRECISIONS[] = {"bf16", "fp32", NULL};                      /* mo_precision */
 static const char *const PARTITIONS[] = {"auto", "contiguous", "interleaved", NULL}; /* mo_partition_kind */
+static const char *const ABLATE[] = {"none", "features", NULL};                      /* mo_ablate_choice */
 
 #define MAX_TOKENS 1048576.0        /* 2^20 sequences, and as many tokens in each */
 #define MAX_SEED 9007199254740991.0 /* 2^53 - 1: ranges are doubles */
@@ -28,6 +30,8 @@ static const char *const PARTITIONS[] = {"auto", "contiguous", "interleaved", NU
 #define CHOICE(section_, name_, default_, choices_, help_) \
   KEY(section_, name_, .type = MO_KEY_CHOICE, .number = default_, .choices = choices_, .help = help_)
 #define LAYERS(section_, name_, max_, help_) KEY(section_, name_, .type = MO_KEY_LAYERS, .max = max_, .help = help_)
+#define NUMBERS(section_, name_, min_, max_, flags_, help_) \
+  KEY(section_, name_, .type = MO_KEY_NUMBERS, .min = min_, .max = max_, .flags = flags_, .help = help_)
 /* Keys of moe-pod: type and range are checked, the value is not kept. */
 #define POD(type_, name_, max_, help_) \
   { .section = "deployment", .name = name_, .type = type_, .offset = MO_KEY_NOT_KEPT, .max = max_, .help = help_ }
@@ -44,12 +48,16 @@ const mo_key mo_keys[] = {
     INT(data, skip, 0, 0, 2147483647, "sequences skipped at the start of the file"),
 
     FLOAT(analysis, threshold, 6, 0, FLT_MAX, MO_KEY_OPEN_MIN, "outlier value: |x| >= threshold"),
+    NUMBERS(analysis, thresholds, 0, FLT_MAX, MO_KEY_OPEN_MIN, "analyse by up to 8 thresholds; the first is the above"),
     FLOAT(analysis, min_layer_fraction, 0.25, 0, 1, 0, "an outlier feature hits this much of the sites"),
     FLOAT(analysis, min_position_fraction, 0.06, 0, 1, 0, "... and this much of the positions"),
     FLOAT(analysis, systematic_fraction, 1, 0, 1, 0, "a systematic feature hits this much of the layers"),
     INT(analysis, bootstrap, 10000, 0, 10000000, "bootstrap draws; 0: none"),
-    INT(analysis, seed, 0, 0, MAX_SEED, "of the bootstrap"),
+    INT(analysis, seed, 0, 0, MAX_SEED, "of everything random"),
     BOOL(analysis, perplexity, 1, "compute the perplexity too"),
+    BOOL(analysis, experts, 1, "statistics of each expert: outlier values of its tokens, largest output"),
+    CHOICE(analysis, ablate, MO_ABLATE_NONE, ABLATE, "features: run again with the outlier features zeroed"),
+    INT(analysis, ablate_draws, 3, 0, MO_ABLATION_MOST_DRAWS, "... and with this many draws of as many random other features"),
 
     CHOICE(engine, device, MO_DEVICE_AUTO, DEVICES, "where to compute; check: cpu with guarded buffers, for tests"),
     CHOICE(engine, precision, MO_PRECISION_BF16, PRECISIONS, "bf16: round where the Hugging Face bf16 model rounds"),
@@ -82,7 +90,7 @@ const mo_key mo_keys[] = {
 const int mo_n_keys = (int)(sizeof mo_keys / sizeof mo_keys[0]);
 _Static_assert(sizeof mo_keys / sizeof mo_keys[0] <= MO_CONFIG_MAX_KEYS, "raise MO_CONFIG_MAX_KEYS");
 _Static_assert(sizeof(mo_device_choice) == sizeof(int) && sizeof(mo_precision) == sizeof(int) &&
-                   sizeof(mo_partition_kind) == sizeof(int),
+                   sizeof(mo_partition_kind) == sizeof(int) && sizeof(mo_ablate_choice) == sizeof(int),
                "MO_KEY_CHOICE is stored as an int");
 
 const char *mo_precision_name(mo_precision precision) { return PRECISIONS[precision]; }
@@ -166,7 +174,7 @@ static void print_default(FILE *out, const mo_key *key) {
     fprintf(out, "\"%s\"%*s", key->choices[(int)key->number], 10 - (int)strlen(key->choices[(int)key->number]), "");
   else if (key->type == MO_KEY_BOOL)
     fprintf(out, "%-12s", key->number != 0 ? "true" : "false");
-  else if (key->type == MO_KEY_LAYERS)
+  else if (key->type == MO_KEY_LAYERS || key->type == MO_KEY_NUMBERS)
     fprintf(out, "%-12s", "( )");
   else
     fprintf(out, "%-12g", key->number);

@@ -35,6 +35,15 @@ static void print_layers(FILE *out, const mo_key_value *value) {
   fputs(" )", out);
 }
 
+static void print_numbers(FILE *out, const mo_key_value *value) {
+  fputs("(", out);
+  for (int64_t i = 0; i < value->n_numbers; i++) {
+    fputs(i ? ", " : " ", out);
+    print_float(out, value->numbers[i]);
+  }
+  fputs(" )", out);
+}
+
 static void print_value(FILE *out, const mo_key *key, const mo_key_value *value) {
   switch (key->type) {
     case MO_KEY_INT:
@@ -54,6 +63,9 @@ static void print_value(FILE *out, const mo_key *key, const mo_key_value *value)
       break;
     case MO_KEY_LAYERS:
       print_layers(out, value);
+      break;
+    case MO_KEY_NUMBERS:
+      print_numbers(out, value);
       break;
   }
 }

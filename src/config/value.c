@@ -10,6 +10,7 @@
 static void value_clear(mo_key_value *value) {
   free(value->text);
   free(value->layers);
+  free(value->numbers);
   *value = (mo_key_value){0};
 }
 
@@ -49,6 +50,9 @@ void mo_key_wanted(const mo_key *key, char *text, size_t size) {
       break;
     case MO_KEY_LAYERS:
       snprintf(text, size, "layer numbers from 0 to %g like ( 0, 3 ), or \"all\"", key->max);
+      break;
+    case MO_KEY_NUMBERS:
+      snprintf(text, size, "1 to %d numbers above %g like ( 4.0, 6.0 )", MO_MOST_THRESHOLDS, key->min);
       break;
     case MO_KEY_CHOICE: {
       size_t used = (size_t)snprintf(text, size, "one of ");
@@ -195,6 +199,45 @@ static mo_status take_layers(const mo_key *key, mo_key_value *value, const confi
   return MO_OK;
 }
 
+static mo_status take_number(const mo_key *key, double *number, const config_setting_t *setting, int i,
+                             const char *place) {
+  int type = config_setting_type(setting);
+  mo_key_value one = {0};
+  if (type == CONFIG_TYPE_FLOAT) {
+    MO_TRY(take_float(key, &one, setting, place));
+  } else if (type == CONFIG_TYPE_INT || type == CONFIG_TYPE_INT64) {
+    MO_TRY(take_integer(key, setting, place, &one.integer));
+    one.real = (double)one.integer;
+  } else {
+    char hint[256];
+    mo_key_wanted(key, hint, sizeof hint);
+    return MO_FAIL(MO_INVALID, "element %d of %s.%s is %s (%s): give %s", i, key->section, key->name, type_name(type),
+                   place, hint);
+  }
+  *number = one.real;
+  return MO_OK;
+}
+
+static mo_status take_numbers(const mo_key *key, mo_key_value *value, const config_setting_t *setting,
+                              const char *place) {
+  int n = config_setting_length(setting);
+  char hint[256];
+  mo_key_wanted(key, hint, sizeof hint);
+  if (n < 1 || n > MO_MOST_THRESHOLDS)
+    return MO_FAIL(MO_INVALID, "%s.%s has %d elements (%s): give %s", key->section, key->name, n, place, hint);
+  value->numbers = mo_alloc((size_t)n, sizeof *value->numbers);
+  if (!value->numbers) return MO_FAILED;
+  for (int i = 0; i < n; i++) {
+    MO_TRY(take_number(key, &value->numbers[i], config_setting_get_elem(setting, (unsigned)i), i, place));
+    for (int k = 0; k < i; k++)
+      if ((float)value->numbers[k] == (float)value->numbers[i])
+        return MO_FAIL(MO_INVALID, "%s.%s has %g twice (%s): give each number once", key->section, key->name,
+                       value->numbers[i], place);
+  }
+  value->n_numbers = n;
+  return MO_OK;
+}
+
 mo_status mo_key_take_setting(const mo_key *key, mo_key_value *value, const config_setting_t *setting,
                               const char *place) {
   int type = config_setting_type(setting);
@@ -218,5 +261,6 @@ mo_status mo_key_take_setting(const mo_key *key, mo_key_value *value, const conf
     return MO_OK;
   }
   if (list && key->type == MO_KEY_LAYERS) return take_layers(key, value, setting, place);
+  if (list && key->type == MO_KEY_NUMBERS) return take_numbers(key, value, setting, place);
   return wrong_type(key, type, place);
 }

@@ -15,6 +15,7 @@ struct mo_workspace {
   void *out;           /* [T, H] what the experts give, where a shared expert adds to it */
   void *expert_out;    /* [T*K, H] */
   float *beta, *decay; /* [T, vh] of DeltaNet */
+  float *peaks;        /* [T*K + T] largest values of the experts' outputs, then of the shared expert's */
   mo_routing routing;
   int64_t *counts; /* host [E] */
 };
@@ -44,10 +45,10 @@ static widths widths_of(const mo_model_spec *spec) {
 }
 
 int64_t mo_workspace_bytes(const mo_model_spec *spec, int64_t B, int64_t S, int value_bytes) {
-  enum { BUFFERS = 14, ROUNDING = 256 }; /* an alloc of a backend may be larger than asked for, to its alignment */
+  enum { BUFFERS = 15, ROUNDING = 256 }; /* an alloc of a backend may be larger than asked for, to its alignment */
   widths w = widths_of(spec);
   int64_t values = 2 * spec->hidden + w.q + w.k + w.v + w.gate + w.mixed + w.routed * spec->hidden;
-  return B * S * (values * value_bytes + w.delta * 8 + w.routed * 16) + (w.experts + 1) * 16 + BUFFERS * ROUNDING;
+  return B * S * (values * value_bytes + w.delta * 8 + w.routed * 20 + 4) + (w.experts + 1) * 16 + BUFFERS * ROUNDING;
 }
 
 static mo_status open_routing(mo_workspace *ws, int64_t T, const widths *w) {
@@ -57,6 +58,7 @@ static mo_status open_routing(mo_workspace *ws, int64_t T, const widths *w) {
   MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(float), (void **)&ws->routing.weight));
   MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(int32_t), (void **)&ws->routing.row));
   MO_TRY(ws->op->alloc(ws->backend, cells * sizeof(int32_t), (void **)&ws->routing.place));
+  MO_TRY(ws->op->alloc(ws->backend, (cells + (size_t)T) * sizeof(float), (void **)&ws->peaks));
   ws->routing.start = mo_alloc((size_t)w->experts + 1, sizeof(int64_t));
   ws->counts = mo_alloc((size_t)w->experts, sizeof(int64_t));
   return ws->routing.start && ws->counts ? MO_OK : MO_FAILED;
@@ -107,6 +109,7 @@ void mo_workspace_close(mo_workspace *ws) {
                      ws->out,
                      ws->beta,
                      ws->decay,
+                     ws->peaks,
                      ws->expert_out,
                      ws->routing.expert,
                      ws->routing.weight,
@@ -150,11 +153,11 @@ static mo_status project(mo_workspace *ws, const mo_stage_weights *w, int64_t T)
 
 /* x [T, H] += attention of the site's tensor. */
 static mo_status attention(mo_workspace *ws, const mo_layer_spec *layer, const mo_stage_weights *w, int64_t B,
-                           void *x) {
+                           float *top, void *x) {
   int64_t T = B * ws->S;
   MO_TRY(project(ws, w, T));
   MO_TRY(ws->op->attention(ws->backend, ws->spec, layer->window, maybe(w, MO_SINKS), ws->q, ws->k, ws->v, B, ws->S,
-                           ws->mixed));
+                           ws->mixed, top));
   if (ws->spec->attention.output_gate) {
     int64_t width = ws->spec->attention.heads * ws->spec->attention.head_dim;
     MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->mixed, ws->gate, T, width, width));
@@ -187,17 +190,26 @@ static mo_status dense_mlp(mo_workspace *ws, const mo_stage_weights *w, int64_t 
   return ws->op->linear_add(ws->backend, &w->one[MO_DOWN], maybe(w, MO_DOWN_BIAS), ws->mixed, T, x);
 }
 
-/* out += the shared expert's output, times sigmoid(its gate) where the model has one. expert_out is free by now. */
-static mo_status add_shared(mo_workspace *ws, const mo_stage_weights *w, int64_t T) {
+/* out = the shared expert's output, times sigmoid(its gate) where the model has one. peaks [T]: of the output, or NULL. */
+static mo_status shared_expert(mo_workspace *ws, const mo_stage_weights *w, int64_t T, float *peaks) {
   int64_t H = ws->spec->hidden;
-  const mo_weight *down = &w->one[MO_SHARED_DOWN];
   MO_TRY(gate_up(ws, &w->one[MO_SHARED_GATE], NULL, &w->one[MO_SHARED_UP], NULL, T));
-  if (ws->spec->moe.shared != MO_SHARED_GATED)
-    return ws->op->linear_add(ws->backend, down, NULL, ws->mixed, T, ws->out);
-  MO_TRY(ws->op->linear(ws->backend, down, NULL, ws->mixed, T, ws->expert_out));
+  MO_TRY(ws->op->linear(ws->backend, &w->one[MO_SHARED_DOWN], NULL, ws->mixed, T, ws->out));
+  if (peaks) MO_TRY(ws->op->row_peaks(ws->backend, ws->out, T, H, peaks));
+  if (ws->spec->moe.shared != MO_SHARED_GATED) return MO_OK;
   MO_TRY(ws->op->linear(ws->backend, &w->one[MO_SHARED_SCALE], NULL, ws->normed, T, ws->q));
-  MO_TRY(ws->op->sigmoid_gate(ws->backend, ws->expert_out, ws->q, T, H, 1));
-  return ws->op->add(ws->backend, ws->out, ws->expert_out, T * H);
+  return ws->op->sigmoid_gate(ws->backend, ws->out, ws->q, T, H, 1);
+}
+
+/* x [T, H] += what the experts, and the shared one, give. The sum of the experts and the shared one rounds, as its order does
+ * not matter. peaks: as in the workspace, NULL: not asked for. */
+static mo_status add_experts(mo_workspace *ws, const mo_stage_weights *w, int64_t T, float *peaks, void *x) {
+  float *shared = peaks ? peaks + T * ws->spec->moe.top_k : NULL;
+  if (ws->spec->moe.shared == MO_SHARED_NONE)
+    return ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, peaks, x);
+  MO_TRY(shared_expert(ws, w, T, shared));
+  MO_TRY(ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, peaks, ws->out));
+  return ws->op->add(ws->backend, x, ws->out, T * ws->spec->hidden);
 }
 
 /* x [T, H] += what the experts, and the shared one, make of the site's tensor. */
@@ -206,13 +218,20 @@ static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w,
   int64_t E = ws->spec->moe.experts;
   MO_TRY(ws->op->route(ws->backend, ws->spec, w, ws->normed, T, &ws->routing));
   for (int64_t e = 0; e < E; e++) ws->counts[e] = ws->routing.start[e + 1] - ws->routing.start[e];
-  MO_TRY(observer->routing(observer->context, layer, ws->counts));
+  if (observer->routing) MO_TRY(observer->routing(observer->context, layer, ws->counts));
   MO_TRY(ws->op->experts(ws->backend, ws->spec, w, ws->normed, &ws->routing, 0, E, ws->expert_out));
-  if (ws->spec->moe.shared == MO_SHARED_NONE)
-    return ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, x);
-  MO_TRY(ws->op->combine(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, ws->out));
-  MO_TRY(add_shared(ws, w, T));
-  return ws->op->add(ws->backend, x, ws->out, T * ws->spec->hidden);
+  float *peaks = observer->experts ? ws->peaks : NULL;
+  MO_TRY(add_experts(ws, w, T, peaks, x));
+  if (!peaks) return MO_OK;
+  const float *shared = ws->spec->moe.shared == MO_SHARED_NONE ? NULL : peaks + T * ws->spec->moe.top_k;
+  return observer->experts(observer->context, layer, ws->normed, &ws->routing, peaks, shared);
+}
+
+/* The site's tensor is there. */
+static mo_status site(mo_workspace *ws, int64_t layer, mo_site at, int64_t T, const mo_layer_observer *observer) {
+  if (observer->n_zeroed)
+    MO_TRY(ws->op->zero_features(ws->backend, ws->normed, T, ws->spec->hidden, observer->zeroed, observer->n_zeroed));
+  return observer->site ? observer->site(observer->context, layer, at, ws->normed) : MO_OK;
 }
 
 /* The site's tensor will change, or the layer ends. */
@@ -225,14 +244,14 @@ mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weigh
   const mo_model_spec *spec = ws->spec;
   int64_t T = B * ws->S, H = spec->hidden;
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_INPUT_NORM], x, T, H, ws->normed));
-  MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_ATTN, ws->normed));
+  MO_TRY(site(ws, layer, MO_SITE_LN_ATTN, T, observer));
   if (spec->layers[layer].mixer == MO_MIXER_ATTENTION)
-    MO_TRY(attention(ws, &spec->layers[layer], weights, B, x));
+    MO_TRY(attention(ws, &spec->layers[layer], weights, B, observer->top, x));
   else
     MO_TRY(deltanet(ws, weights, B, x));
   MO_TRY(settle(observer));
   MO_TRY(ws->op->norm(ws->backend, &spec->norm, &weights->one[MO_POST_NORM], x, T, H, ws->normed));
-  MO_TRY(observer->site(observer->context, layer, MO_SITE_LN_MLP, ws->normed));
+  MO_TRY(site(ws, layer, MO_SITE_LN_MLP, T, observer));
   if (spec->layers[layer].mlp == MO_MLP_MOE)
     MO_TRY(moe(ws, layer, weights, T, observer, x));
   else
@@ -241,8 +260,8 @@ mo_status mo_layer_forward(mo_workspace *ws, int64_t layer, const mo_stage_weigh
 }
 
 mo_status mo_head_forward(mo_workspace *ws, const mo_stage_weights *weights, const void *x, int64_t B,
-                          const int32_t *ids, float *nll) {
+                          const int32_t *ids, float *nll, float *top) {
   MO_TRY(ws->op->norm(ws->backend, &ws->spec->norm, &weights->one[MO_FINAL_NORM], x, B * ws->S, ws->spec->hidden,
                       ws->normed));
-  return ws->op->nll(ws->backend, &weights->one[MO_LM_HEAD], ws->normed, ids, B, ws->S, nll);
+  return ws->op->nll(ws->backend, &weights->one[MO_LM_HEAD], ws->normed, ids, B, ws->S, nll, top);
 }

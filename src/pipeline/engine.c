@@ -29,9 +29,9 @@ struct mo_engine {
   mo_workspace *workspace;
   void *x; /* [N, S, H] residual stream */
   mo_transport *transport;
-  mo_transport_rows *rows; /* [n_micro] parts of x */
-  mo_schedule schedule;    /* of the current block */
-  mo_recorder *recorder;
+  mo_transport_rows *rows;          /* [n_micro] parts of x */
+  mo_schedule schedule;             /* of the current block */
+  mo_recorder *recorder;            /* NULL: a pass of the ablation leaves nothing to go on from */
   float *nll;                       /* host [B, S-1] */
   const mo_stage_weights **weights; /* [n_stages] of the stages that are held */
   int64_t acquired;                 /* the current block's stages below it have been acquired */
@@ -45,10 +45,21 @@ struct mo_engine {
 
 typedef struct mo_engine engine;
 
-static int64_t first_sequence(const mo_plan *plan, int64_t micro) { return micro * plan->micro_batch; }
-
 static int64_t values_of(const engine *e, int64_t sequences) {
   return sequences * e->job->plan->length * e->job->spec->hidden;
+}
+
+/* The lowest stage at which a micro-batch begins. */
+static int64_t first_stage(const engine *e) {
+  int64_t first = e->job->plan->n_stages;
+  for (int64_t micro = 0; micro < e->job->plan->n_micro; micro++)
+    if (e->job->start[micro] < first) first = e->job->start[micro];
+  return first;
+}
+
+/* The rows of a micro-batch are now those before the stage; -1: they are not to be used. */
+static void hold(engine *e, int64_t micro, int64_t stage) {
+  if (e->recorder) mo_recorder_hold(e->recorder, micro, stage);
 }
 
 /* Note which rows are here by now. Also within tasks: a peer's transfer waits until this rank takes its part. */
@@ -58,8 +69,7 @@ static mo_status look_for_rows(engine *e) {
     MO_TRY(mo_transport_arrived(e->transport, micro, &here));
     if (!here) return MO_OK;
     e->schedule.here[micro] = true;
-    if (e->schedule.next[micro] == e->schedule.first_stage)
-      mo_recorder_hold(e->recorder, micro, e->schedule.first_stage);
+    if (e->schedule.next[micro] == e->schedule.first_stage) hold(e, micro, e->schedule.first_stage);
   }
   return MO_OK;
 }
@@ -84,48 +94,95 @@ static mo_status poll_in_task(engine *e) {
 
 /* --- observer: what the layer tells --- */
 
+static mo_status begin_statistics(engine *e, int64_t threshold, const void *x) {
+  const mo_plan *plan = e->job->plan;
+  return e->op->site_statistics(e->job->backend, x, mo_plan_batch(plan, e->micro), plan->length, e->job->spec->hidden,
+                                (float)e->job->config->analysis.thresholds[threshold],
+                                mo_recorder_positions(e->recorder, threshold), 0);
+}
+
+static mo_status end_statistics(engine *e, int64_t threshold) {
+  mo_site_statistics statistics;
+  MO_TRY(e->op->site_results(e->job->backend, &statistics));
+  return mo_recorder_site(e->recorder, threshold, e->site, &statistics);
+}
+
+/* The first threshold's comes last: it is awaited beside the layer's work. */
 static mo_status on_site(void *context, int64_t layer, mo_site site, const void *x) {
   engine *e = context;
-  const mo_plan *plan = e->job->plan;
   (void)layer; /* the recorder knows the task */
   e->site = site;
-  MO_TRY(e->op->site_statistics(e->job->backend, x, mo_resume_batch(plan, e->micro), plan->length, e->job->spec->hidden,
-                                (float)e->job->config->analysis.threshold, mo_recorder_positions(e->recorder), 0));
+  for (int64_t i = 1; i < e->job->config->analysis.n_thresholds; i++) {
+    MO_TRY(begin_statistics(e, i, x));
+    MO_TRY(end_statistics(e, i));
+  }
+  MO_TRY(begin_statistics(e, 0, x));
   MO_TRY(mo_recorder_activations(e->recorder, site, x));
   return poll_in_task(e);
 }
 
 static mo_status on_settle(void *context) {
   engine *e = context;
-  mo_site_statistics statistics;
-  MO_TRY(e->op->site_results(e->job->backend, &statistics));
-  MO_TRY(mo_recorder_site(e->recorder, e->site, &statistics));
+  MO_TRY(end_statistics(e, 0));
   if (e->site == MO_SITE_LN_MLP) MO_TRY(mo_recorder_collect(e->recorder));
   return poll_in_task(e);
+}
+
+static mo_status on_site_of_pass(void *context, int64_t layer, mo_site site, const void *x) {
+  (void)layer;
+  (void)site;
+  (void)x;
+  return poll_in_task(context);
 }
 
 static mo_status on_routing(void *context, int64_t layer, const int64_t *counts) {
   engine *e = context;
   (void)layer;
+  MO_TRY(mo_recorder_take_experts(e->recorder)); /* the last task's, which are there by now */
   MO_TRY(mo_recorder_routing(e->recorder, counts));
   return poll_in_task(e);
 }
 
+static mo_status on_experts(void *context, int64_t layer, const void *x, const mo_routing *routing, const float *peaks,
+                            const float *shared) {
+  engine *e = context;
+  (void)layer;
+  MO_TRY(e->op->expert_statistics(e->job->backend, e->job->spec, x, e->rows[e->micro].rows,
+                                  (float)e->job->config->analysis.threshold, routing, peaks, shared));
+  mo_recorder_expect_experts(e->recorder);
+  return MO_OK;
+}
+
 /* --- a task --- */
+
+static mo_status compute_layer(engine *e, int64_t layer, void *x) {
+  mo_ablation_pass *pass = e->job->pass;
+  int64_t B = mo_plan_batch(e->job->plan, e->micro);
+  mo_layer_observer observer = {.context = e, .site = on_site, .routing = on_routing, .settle = on_settle};
+  if (e->job->config->analysis.experts) observer.experts = on_experts;
+  if (!pass) return mo_layer_forward(e->workspace, layer, e->weights[layer + 1], x, B, &observer);
+  observer = (mo_layer_observer){.context = e, .site = on_site_of_pass};
+  mo_ablation_pass_prepare(pass, e->micro, &observer);
+  MO_TRY(mo_layer_forward(e->workspace, layer, e->weights[layer + 1], x, B, &observer));
+  return mo_ablation_pass_layer(pass, e->micro, layer);
+}
+
+static mo_status compute_head(engine *e, const int32_t *ids, const void *x) {
+  const mo_plan *plan = e->job->plan;
+  float *nll = e->nll, *top = NULL;
+  if (e->job->pass) mo_ablation_pass_rows(e->job->pass, e->micro, &nll, &top);
+  MO_TRY(
+      mo_head_forward(e->workspace, e->weights[plan->n_stages - 1], x, mo_plan_batch(plan, e->micro), ids, nll, top));
+  return e->recorder ? mo_recorder_nll(e->recorder, nll) : MO_OK;
+}
 
 static mo_status compute_stage(engine *e, int64_t stage) {
   const mo_plan *plan = e->job->plan;
-  const mo_stage_weights *weights = e->weights[stage];
-  int64_t B = mo_resume_batch(plan, e->micro);
-  const int32_t *ids = e->job->tokens->ids + first_sequence(plan, e->micro) * plan->length;
+  const int32_t *ids = e->job->tokens->ids + mo_plan_first_sequence(plan, e->micro) * plan->length;
   void *x = e->rows[e->micro].data;
-  if (stage == 0) return e->op->embed(e->job->backend, &weights->one[MO_EMBED], ids, B * plan->length, x);
-  if (stage <= e->job->spec->n_layers) {
-    mo_layer_observer observer = {e, on_site, on_routing, on_settle};
-    return mo_layer_forward(e->workspace, stage - 1, weights, x, B, &observer);
-  }
-  MO_TRY(mo_head_forward(e->workspace, weights, x, B, ids, e->nll));
-  return mo_recorder_nll(e->recorder, e->nll);
+  int64_t rows = e->rows[e->micro].rows;
+  if (stage == 0) return e->op->embed(e->job->backend, &e->weights[stage]->one[MO_EMBED], ids, rows, x);
+  return stage <= e->job->spec->n_layers ? compute_layer(e, stage - 1, x) : compute_head(e, ids, x);
 }
 
 static mo_timing_row timing_so_far(const engine *e, int64_t stage) {
@@ -141,7 +198,9 @@ static mo_timing_row timing_so_far(const engine *e, int64_t stage) {
 /* The last micro-batch has passed the stage. */
 static mo_status finish_stage(engine *e, int64_t stage) {
   MO_TRY(e->op->sync(e->job->backend));
-  if (stage >= 1 && stage <= e->job->spec->n_layers) MO_TRY(mo_accumulator_check_layer(e->job->accumulator, stage - 1));
+  bool counted = e->recorder && stage >= 1 && stage <= e->job->spec->n_layers;
+  for (int64_t i = 0; i < e->job->config->analysis.n_thresholds && counted; i++)
+    MO_TRY(mo_accumulator_check_layer(e->job->accumulators[i], stage - 1));
   mo_streamer_release(e->streamer, stage);
   return mo_progress_stage(e->progress);
 }
@@ -158,10 +217,17 @@ static mo_status acquire(engine *e) {
 /* Micro-batches that are through leave in their order. */
 static mo_status hand_on(engine *e, int64_t block) {
   for (int64_t micro; (micro = mo_schedule_hand_on(&e->schedule)) >= 0;) {
-    if (mo_transport_comes_from_peer(e->job->plan, block + 1)) MO_TRY(mo_recorder_sync(e->recorder));
+    if (e->recorder && mo_transport_comes_from_peer(e->job->plan, block + 1)) MO_TRY(mo_recorder_sync(e->recorder));
     MO_TRY(mo_transport_send(e->transport, block, micro));
   }
   return MO_OK;
+}
+
+static mo_status record_task(engine *e, int64_t stage, int64_t micro) {
+  mo_timing_row timing = timing_so_far(e, stage);
+  MO_TRY(mo_recorder_end(e->recorder, &timing));
+  hold(e, micro, stage + 1);
+  return mo_recorder_save_if_due(e->recorder, micro);
 }
 
 static mo_status run_task(engine *e, int64_t block, int64_t micro) {
@@ -171,17 +237,14 @@ static mo_status run_task(engine *e, int64_t block, int64_t micro) {
   e->timing[stage].wait += e->idle;
   e->idle = 0;
   e->micro = micro;
-  MO_TRY(mo_recorder_begin(e->recorder, stage, micro));
-  mo_recorder_hold(e->recorder, micro, -1); /* neither the old rows nor the new ones */
+  if (e->recorder) MO_TRY(mo_recorder_begin(e->recorder, stage, micro));
+  hold(e, micro, -1); /* neither the old rows nor the new ones */
   MO_TRY(compute_stage(e, stage));
   mo_schedule_done(&e->schedule, micro);
-  mo_progress_task(e->progress, stage, mo_resume_batch(e->job->plan, micro));
+  mo_progress_task(e->progress, stage, mo_plan_batch(e->job->plan, micro));
   if (mo_schedule_is_through(&e->schedule, stage)) MO_TRY(finish_stage(e, stage));
   e->timing[stage].compute += mo_seconds() - begin;
-  mo_timing_row timing = timing_so_far(e, stage);
-  MO_TRY(mo_recorder_end(e->recorder, &timing));
-  mo_recorder_hold(e->recorder, micro, stage + 1);
-  MO_TRY(mo_recorder_save_if_due(e->recorder, micro));
+  if (e->recorder) MO_TRY(record_task(e, stage, micro));
   MO_TRY(hand_on(e, block));
   mo_stage_clock *clock = e->job->stages + stage;
   clock->busy += mo_seconds() - begin;
@@ -206,11 +269,11 @@ static mo_status rest(engine *e, bool ready, int *round) {
 static mo_status begin_block(engine *e, int64_t index) {
   const mo_plan *plan = e->job->plan;
   const mo_block *block = plan->blocks + index;
-  int64_t end = block->first_stage + block->n_stages, first = mo_resume_first_stage(e->job->resume);
+  int64_t end = block->first_stage + block->n_stages, first = first_stage(e);
   e->acquired = block->first_stage > first ? block->first_stage : first; /* stages before it are not streamed */
-  mo_schedule_begin(&e->schedule, block->first_stage, end, e->job->resume->start);
+  mo_schedule_begin(&e->schedule, block->first_stage, end, e->job->start);
   for (int64_t micro = 0; mo_transport_comes_from_peer(plan, index) && micro < plan->n_micro; micro++)
-    if (e->job->resume->start[micro] < block->first_stage) mo_recorder_hold(e->recorder, micro, -1);
+    if (e->job->start[micro] < block->first_stage) hold(e, micro, -1);
   return mo_transport_post_receives(e->transport, index);
 }
 
@@ -235,6 +298,7 @@ static mo_status run_blocks(engine *e) {
   const mo_plan *plan = e->job->plan;
   for (int64_t b = 0; b < plan->n_blocks; b++)
     if (plan->blocks[b].rank == mo_comm_rank(e->job->comm)) MO_TRY(run_block(e, b));
+  MO_TRY(mo_recorder_take_experts(e->recorder));
   MO_TRY(mo_transport_finish(e->transport));
   return mo_streamer_check(e->streamer);
 }
@@ -260,7 +324,7 @@ static mo_status save(engine *e) {
     mo_status status = look_for_rows(e);
     if (status != MO_OK && status != MO_STOPPED) return status;
   }
-  MO_TRY(mo_recorder_save(e->recorder));
+  if (e->recorder) MO_TRY(mo_recorder_save(e->recorder));
   return MO_STOPPED;
 }
 
@@ -279,9 +343,10 @@ static mo_status open_buffers(engine *e) {
     e->timing[stage] = (mo_timing_row){.rank = mo_comm_rank(job->comm), .layer = (int32_t)(stage - 1)};
   MO_TRY(mo_schedule_open(&e->schedule, plan->n_stages, plan->n_micro));
   MO_TRY(e->op->alloc(job->backend, (size_t)plan->activation_bytes, &e->x));
-  for (int64_t i = 0; i < plan->n_micro; i++) {
-    size_t offset = (size_t)values_of(e, first_sequence(plan, i)) * (size_t)job->backend->activation_bytes;
-    e->rows[i] = (mo_transport_rows){.data = (char *)e->x + offset, .rows = mo_resume_batch(plan, i) * plan->length};
+  int64_t before = 0;
+  for (int64_t i = 0; i < plan->n_micro; before += mo_plan_batch(plan, i++)) {
+    size_t offset = (size_t)values_of(e, before) * (size_t)job->backend->activation_bytes;
+    e->rows[i] = (mo_transport_rows){.data = (char *)e->x + offset, .rows = mo_plan_batch(plan, i) * plan->length};
   }
   return mo_workspace_open(&e->workspace, job->spec, job->backend, plan->micro_batch, plan->length);
 }
@@ -293,15 +358,16 @@ static mo_status open_transport(engine *e, const mo_transport_table *table) {
                                 .plan = job->plan,
                                 .rows = e->rows,
                                 .width = job->spec->hidden,
-                                .start = job->resume->start};
+                                .start = job->start};
   return mo_transport_open(&e->transport, table, &transport);
 }
 
 static mo_status open_recorder(engine *e) {
   const mo_engine_job *job = e->job;
+  if (job->pass) return MO_OK;
   mo_recorder_job recorder = {.resume = job->resume,
                               .backend = job->backend,
-                              .accumulator = job->accumulator,
+                              .accumulators = job->accumulators,
                               .results = e->results,
                               .rows = e->rows};
   MO_TRY(mo_recorder_open(&e->recorder, &recorder));
@@ -315,7 +381,7 @@ static mo_status open_streamer(engine *e) {
   stream.stages = e->streamed = mo_alloc((size_t)plan->n_stages, sizeof *e->streamed);
   if (!e->streamed) return MO_FAILED;
   stream.arena_bytes = plan->arena_bytes[rank];
-  for (int64_t stage = mo_resume_first_stage(e->job->resume); stage < plan->n_stages; stage++)
+  for (int64_t stage = first_stage(e); stage < plan->n_stages; stage++)
     if (is_mine(e, stage)) e->streamed[stream.n_stages++] = stage;
   return mo_streamer_open(&e->streamer, &stream, e->job->spec, e->job->catalogue, e->job->checkpoint, e->job->backend);
 }
@@ -327,7 +393,7 @@ static mo_status open_progress(engine *e) {
                               .catalogue = job->catalogue,
                               .checkpoint = job->checkpoint,
                               .streamer = e->streamer,
-                              .start = job->resume->start,
+                              .start = job->start,
                               .n_layers = job->spec->n_layers,
                               .started = e->begin};
   return mo_progress_open(&e->progress, &progress);

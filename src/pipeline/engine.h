@@ -9,6 +9,7 @@
 #include "moe_outliers/plan.h"
 #include "moe_outliers/results.h"
 #include "moe_outliers/tokens.h"
+#include "pipeline/ablation_pass.h"
 #include "pipeline/progress.h"
 #include "pipeline/resume.h"
 
@@ -36,11 +37,13 @@ typedef struct {
   const mo_checkpoint *checkpoint;
   const mo_catalogue *catalogue;
   mo_backend *backend;
-  mo_accumulator *accumulator;
-  const mo_resume *resume; /* where each micro-batch begins, and where finished tasks are recorded */
-  mo_timing_row *timing;   /* [n_stages], filled in: this rank's stages */
-  mo_engine_clock *clock;  /* filled in */
-  mo_stage_clock *stages;  /* [n_stages] by stage, zeros; filled in: this rank's */
+  const int64_t *start;   /* [n_micro] the stage at which each micro-batch begins */
+  mo_ablation_pass *pass; /* measures a pass of the ablation, of which no statistics are taken; NULL: the run itself */
+  mo_accumulator *const *accumulators; /* [config->analysis.n_thresholds] */
+  const mo_resume *resume;             /* where finished tasks are recorded */
+  mo_timing_row *timing;               /* [n_stages], filled in: this rank's stages */
+  mo_engine_clock *clock;              /* filled in */
+  mo_stage_clock *stages;              /* [n_stages] by stage, zeros; filled in: this rank's */
   int readers;
 } mo_engine_job;
 

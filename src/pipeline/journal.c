@@ -10,14 +10,18 @@
 
 #include "pipeline/journal_format.h"
 
+typedef struct {
+  char *data; /* header and parts */
+  size_t bytes, capacity;
+} record_buffer;
+
 struct mo_journal {
   const mo_folder *folder;
   char name[32];
   int descriptor;
   uint64_t identity;
   bool dirty;   /* written since the last sync */
-  char *record; /* header and parts */
-  size_t bytes, capacity;
+  record_buffer record, aside;
 };
 
 bool mo_try_lock(int descriptor, int operation) {
@@ -74,41 +78,47 @@ mo_status mo_journal_create(mo_journal **journal, const mo_folder *folder, const
 }
 
 static mo_status reserve(mo_journal *j, size_t bytes) {
-  if (bytes <= j->capacity) return MO_OK;
-  size_t capacity = bytes > 2 * j->capacity ? bytes : 2 * j->capacity;
-  char *record = mo_realloc(j->record, capacity, 1);
-  if (!record) return MO_FAILED;
-  j->record = record;
-  j->capacity = capacity;
+  if (bytes <= j->record.capacity) return MO_OK;
+  size_t capacity = bytes > 2 * j->record.capacity ? bytes : 2 * j->record.capacity;
+  char *data = mo_realloc(j->record.data, capacity, 1);
+  if (!data) return MO_FAILED;
+  j->record.data = data;
+  j->record.capacity = capacity;
   return MO_OK;
 }
 
 mo_status mo_journal_begin(mo_journal *j, int64_t stage, int64_t micro) {
   mo_record_header header = {.magic = MO_RECORD_MAGIC, .stage = (int32_t)stage, .micro = (int32_t)micro};
   MO_TRY(reserve(j, sizeof header));
-  memcpy(j->record, &header, sizeof header);
-  j->bytes = sizeof header;
+  memcpy(j->record.data, &header, sizeof header);
+  j->record.bytes = sizeof header;
   return MO_OK;
 }
 
 mo_status mo_journal_part(mo_journal *j, int32_t kind, int32_t index, size_t bytes, void **data) {
   mo_part_header header = {.kind = kind, .index = index, .bytes = bytes};
-  size_t place = j->bytes + sizeof header;
+  size_t place = j->record.bytes + sizeof header;
   MO_TRY(reserve(j, place + mo_padded(bytes)));
-  memcpy(j->record + j->bytes, &header, sizeof header);
-  memset(j->record + place + bytes, 0, mo_padded(bytes) - bytes);
-  *data = j->record + place;
-  j->bytes = place + mo_padded(bytes);
+  memcpy(j->record.data + j->record.bytes, &header, sizeof header);
+  memset(j->record.data + place + bytes, 0, mo_padded(bytes) - bytes);
+  *data = j->record.data + place;
+  j->record.bytes = place + mo_padded(bytes);
   return MO_OK;
 }
 
+void mo_journal_swap(mo_journal *j) {
+  record_buffer record = j->record;
+  j->record = j->aside;
+  j->aside = record;
+}
+
 mo_status mo_journal_commit(mo_journal *j) {
-  mo_record_header *header = (mo_record_header *)(void *)j->record;
-  header->bytes = j->bytes - sizeof *header;
+  mo_record_header *header = (mo_record_header *)(void *)j->record.data;
+  header->bytes = j->record.bytes - sizeof *header;
   header->parts_checksum = mo_checksum(header + 1, header->bytes, j->identity);
   header->checksum = mo_checksum(header, offsetof(mo_record_header, checksum), j->identity);
   j->dirty = true;
-  return mo_write_all(j->descriptor, j->record, j->bytes, j->folder, j->name);
+  return mo_write_all(j->descriptor, j->record.data, j->record.bytes, j->folder, j->name);
 }
 
 mo_status mo_journal_sync(mo_journal *j) {
@@ -121,6 +131,7 @@ mo_status mo_journal_sync(mo_journal *j) {
 void mo_journal_close(mo_journal *j) {
   if (!j) return;
   if (j->descriptor >= 0) close(j->descriptor);
-  free(j->record);
+  free(j->record.data);
+  free(j->aside.data);
   free(j);
 }

@@ -12,7 +12,7 @@
 
 #include "moe_outliers/status.h"
 
-#define MO_JOURNAL_VERSION 1
+#define MO_JOURNAL_VERSION 2
 
 /* XXH64 (Collet, xxHash, doc/xxhash_spec.md). */
 uint64_t mo_checksum(const void *data, size_t bytes, uint64_t seed);
@@ -34,6 +34,8 @@ MO_CHECKED mo_status mo_journal_create(mo_journal **journal, const mo_folder *fo
 MO_CHECKED mo_status mo_journal_begin(mo_journal *journal, int64_t stage, int64_t micro);
 /* Add a part to the record: `*data` is where its `bytes` go, aligned to 8, until the next call. */
 MO_CHECKED mo_status mo_journal_part(mo_journal *journal, int32_t kind, int32_t index, size_t bytes, void **data);
+/* Put the record aside that was begun, and go on with the one that was put aside before, if any. */
+void mo_journal_swap(mo_journal *journal);
 /* Write the record. */
 MO_CHECKED mo_status mo_journal_commit(mo_journal *journal);
 /* What was written survives the loss of power, too. */

@@ -108,6 +108,20 @@ static void add_time(const mo_plan_overview *o, json_t *json) {
   if (o->config->deployment.max_price > 0) set_real(json, "dollars_at_most", mo_plan_most_dollars(o));
 }
 
+static void add_ablation(const mo_plan_overview *o, json_t *json) {
+  int64_t most = 0;
+  if (!o->n_passes) return;
+  for (int rank = 0; rank < o->pass.n_ranks; rank++)
+    if (mo_plan_memory(&o->pass, rank) > most) most = mo_plan_memory(&o->pass, rank);
+  json_t *ablation = json_object();
+  set_int(ablation, "variants", o->n_variants);
+  set_int(ablation, "variants_at_a_time", o->pass.variants);
+  set_int(ablation, "passes", o->n_passes);
+  set_int(ablation, "memory_bytes", most);
+  set_real(ablation, "seconds", mo_plan_ablation_seconds(o));
+  json_object_set_new(json, "ablation", ablation);
+}
+
 mo_status mo_plan_print_json(const mo_plan_overview *o, FILE *out) {
   json_t *json = json_object();
   add_model(o, json);
@@ -118,6 +132,7 @@ mo_status mo_plan_print_json(const mo_plan_overview *o, FILE *out) {
   add_stages(o, json);
   add_partition(o, json);
   add_time(o, json);
+  add_ablation(o, json);
   bool written = json && json_dumpf(json, out, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) == 0;
   json_decref(json);
   fputc('\n', out);

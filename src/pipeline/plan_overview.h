@@ -20,9 +20,13 @@ typedef struct {
   mo_plan_time time;
   int64_t bytes_at_most; /* of a published checkpoint */
   double flops;
+  mo_plan pass; /* of the ablation; without variants there is none */
+  mo_plan_time pass_time;
+  int64_t n_variants, n_passes;
 } mo_plan_overview;
 
 double mo_plan_gpu_hours(const mo_plan_overview *overview);
+double mo_plan_ablation_seconds(const mo_plan_overview *overview); /* at most */
 double mo_plan_most_dollars(const mo_plan_overview *overview);
 /* Why the stages are dealt so. */
 void mo_plan_reason(const mo_plan *plan, char *text, size_t size);

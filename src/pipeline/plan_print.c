@@ -62,6 +62,20 @@ static mo_status set_rates(mo_plan_overview *o, int threads) {
   return mo_cpu_rate(o->config->engine.precision, threads, &o->rates.flops_per_second);
 }
 
+/* With as many variants at the same time as the memory holds. */
+static mo_status plan_ablation(mo_plan_overview *o, mo_plan_request request) {
+  mo_status status = MO_INVALID;
+  o->n_variants = 2 + o->config->analysis.ablate_draws;
+  request.ablates = request.stores_activations = false;
+  for (request.variants = o->n_variants; request.variants > 0 && status == MO_INVALID; request.variants--) {
+    mo_error_clear();
+    status = mo_plan_make(&o->pass, &request);
+  }
+  MO_TRY(status);
+  o->n_passes = (o->n_variants + o->pass.variants - 1) / o->pass.variants;
+  return MO_OK;
+}
+
 /* A device that is left open is taken to be a GPU: that is what is planned for. */
 static mo_status make_plan(mo_plan_overview *o) {
   const mo_config *config = o->config;
@@ -78,6 +92,8 @@ static mo_status make_plan(mo_plan_overview *o) {
       .length = config->data.length,
       .micro_batch = config->engine.micro_batch,
       .perplexity = config->analysis.perplexity,
+      .ablates = config->analysis.ablate == MO_ABLATE_FEATURES,
+      .n_thresholds = config->analysis.n_thresholds,
       .stores_activations = config->output.all_activations || config->output.n_activations,
       .n_ranks = n_ranks,
       .activation_bytes = precision == MO_PRECISION_FP32 || !o->cuda ? 4 : 2,
@@ -94,8 +110,10 @@ static mo_status make_plan(mo_plan_overview *o) {
   };
   request.memory_from = o->memory_from;
   MO_TRY(mo_plan_make(&o->plan, &request));
+  if (request.ablates) MO_TRY(plan_ablation(o, request));
   MO_TRY(set_rates(o, threads));
-  return mo_plan_predict(&o->plan, &o->rates, &o->time);
+  MO_TRY(mo_plan_predict(&o->plan, &o->rates, &o->time));
+  return o->n_passes ? mo_plan_predict(&o->pass, &o->rates, &o->pass_time) : MO_OK;
 }
 
 static mo_status fill(mo_plan_overview *o) {
@@ -111,6 +129,9 @@ static mo_status fill(mo_plan_overview *o) {
 }
 
 double mo_plan_gpu_hours(const mo_plan_overview *o) { return o->plan.n_ranks * o->time.seconds / 3600; }
+
+/* The last pass may have fewer variants. */
+double mo_plan_ablation_seconds(const mo_plan_overview *o) { return (double)o->n_passes * o->pass_time.seconds; }
 
 double mo_plan_most_dollars(const mo_plan_overview *o) {
   return o->config->deployment.max_price * o->time.seconds / 3600;
@@ -343,6 +364,15 @@ static void print_time(const mo_plan_overview *o, FILE *out) {
   fputs("; without the machine's start and download\n", out);
 }
 
+static void print_ablation(const mo_plan_overview *o, FILE *out) {
+  if (!o->n_passes) return;
+  fprintf(out,
+          "ablation    %" PRId64 " variants in %" PRId64 " more pass%s, if there are outlier features: ", o->n_variants,
+          o->n_passes, o->n_passes == 1 ? "" : "es");
+  fprintf(out, "%.3f GB of a rank, %.3g s\n", gb(mo_plan_memory(&o->pass, fullest(&o->pass))),
+          mo_plan_ablation_seconds(o));
+}
+
 static void print_text(const mo_plan_overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
   print_model(o, out);
@@ -354,6 +384,7 @@ static void print_text(const mo_plan_overview *o, FILE *out) {
   print_partition(o, out);
   print_memory(o, out);
   print_time(o, out);
+  print_ablation(o, out);
   print_stages(o, out);
   print_table(o, out);
 }
@@ -366,6 +397,7 @@ mo_status mo_plan_command(const mo_config *config, const mo_plan_options *option
   else if (status == MO_OK)
     print_text(&o, out);
   mo_plan_free(&o.plan);
+  mo_plan_free(&o.pass);
   mo_model_free(&o.spec);
   return status;
 }

@@ -69,13 +69,8 @@ static int64_t first_stage(const mo_progress_job *job) {
   return first;
 }
 
-static int64_t sequences_of(const mo_plan *plan, int64_t micro) {
-  int64_t left = plan->n_sequences - micro * plan->micro_batch;
-  return left < plan->micro_batch ? left : plan->micro_batch;
-}
-
 static double work_of(const mo_plan *plan, int64_t stage, int64_t sequences) {
-  return plan->costs[stage].flops * (double)sequences / (double)plan->n_sequences;
+  return plan->costs[stage].flops * (double)sequences / (double)(plan->variants * plan->n_sequences);
 }
 
 static void count_all(mo_progress *p) {
@@ -84,7 +79,7 @@ static void count_all(mo_progress *p) {
   for (int64_t stage = first; stage < plan->n_stages; stage++) {
     p->bytes += p->job.catalogue->stages[stage].bytes;
     for (int64_t micro = 0; micro < plan->n_micro; micro++)
-      if (p->job.start[micro] <= stage) p->work += work_of(plan, stage, sequences_of(plan, micro));
+      if (p->job.start[micro] <= stage) p->work += work_of(plan, stage, mo_plan_batch(plan, micro));
     p->task = fmax(p->task, mo_comm_size(p->job.comm) * work_of(plan, stage, plan->micro_batch));
   }
   p->layers_done = first <= 1 ? 0 : first - 1 < p->job.n_layers ? first - 1 : p->job.n_layers;

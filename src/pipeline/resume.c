@@ -33,14 +33,9 @@ void mo_resume_blob_name(char name[MO_NAME_BYTES], const mo_blob *blob) {
     snprintf(name, MO_NAME_BYTES, "site-%d-%d-%d", blob->micro, blob->stage, blob->index);
 }
 
-int64_t mo_resume_batch(const mo_plan *plan, int64_t micro) {
-  int64_t left = plan->n_sequences - micro * plan->micro_batch;
-  return left < plan->micro_batch ? left : plan->micro_batch;
-}
-
 size_t mo_resume_blob_bytes(const mo_resume *resume, const mo_blob *blob) {
   const mo_resume_job *job = &resume->job;
-  size_t values = (size_t)(mo_resume_batch(job->plan, blob->micro) * job->plan->length * job->spec->hidden);
+  size_t values = (size_t)(mo_plan_batch(job->plan, blob->micro) * job->plan->length * job->spec->hidden);
   return values * (blob->kind == MO_BLOB_ROWS ? (size_t)job->backend->activation_bytes : sizeof(float));
 }
 

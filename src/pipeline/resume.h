@@ -56,7 +56,6 @@ void mo_resume_journal_name(char name[MO_NAME_BYTES], int64_t number);
 /* Rows of a micro-batch before a stage (index 0), or a site's tensor of a stage whose activations are stored (index:
  * site). */
 void mo_resume_blob_name(char name[MO_NAME_BYTES], const mo_blob *blob);
-int64_t mo_resume_batch(const mo_plan *plan, int64_t micro); /* sequences of a micro-batch */
 /* Bytes of such a blob. */
 size_t mo_resume_blob_bytes(const mo_resume *resume, const mo_blob *blob);
 /* Whether the activations of a stage's layer are stored in the result file. */

@@ -13,10 +13,12 @@
 
 /* Keys that determine the result; a section's name stands for all of its keys. engine.micro_batch is added apart. */
 static const char *const keys[] = {"analysis.threshold",
+                                   "analysis.thresholds",
                                    "analysis.min_layer_fraction",
                                    "analysis.min_position_fraction",
                                    "analysis.systematic_fraction",
                                    "analysis.perplexity",
+                                   "analysis.experts",
                                    "data.sequences",
                                    "data.length",
                                    "data.skip",

@@ -12,9 +12,13 @@ struct mo_recorder {
   const mo_plan *plan;
   mo_journal *journal;
   int64_t stage, micro;  /* the task under way */
+  struct {
+    bool expected, ended; /* ended: the task's record is aside */
+    int64_t stage, micro;
+  } experts; /* of the last task with experts */
   mo_timing_row *noted;  /* [n_stages] what records hold of a stage's timing */
   int64_t *held, *saved; /* [n_micro] stage before which the rows are, -1: not to be used; that they were saved for */
-  uint64_t *positions;   /* backend memory [B, H, ceil(S/64)] */
+  uint64_t *positions;   /* backend memory [n_thresholds, B, H, ceil(S/64)] */
   uint64_t *words;       /* host, likewise */
   float *site;           /* host [B, S, H]; NULL unless activations are stored */
   void *rows;            /* host, rows of a micro-batch; NULL where the backend's memory is the host's */
@@ -23,9 +27,10 @@ struct mo_recorder {
 
 static mo_task task_of(const mo_recorder *r, int64_t micro) {
   const mo_model_spec *spec = r->resume->job.spec;
-  return (mo_task){.accumulator = r->job.accumulator,
+  return (mo_task){.accumulators = r->job.accumulators,
+                   .n_thresholds = r->resume->job.config->analysis.n_thresholds,
                    .first_sequence = micro * r->plan->micro_batch,
-                   .n_sequences = mo_resume_batch(r->plan, micro),
+                   .n_sequences = mo_plan_batch(r->plan, micro),
                    .length = r->plan->length,
                    .hidden = spec->hidden,
                    .n_experts = spec->moe.experts};
@@ -40,7 +45,7 @@ static mo_status open_buffers(mo_recorder *r) {
   const mo_backend_table *op = r->job.backend->table;
   size_t micro = (size_t)r->plan->n_micro;
   mo_task largest = task_of(r, 0);
-  size_t words = (size_t)mo_task_words(&largest);
+  size_t words = (size_t)(largest.n_thresholds * mo_task_words(&largest));
   const mo_blob rows = {.kind = MO_BLOB_ROWS}, site = {.kind = MO_BLOB_SITE};
   r->noted = mo_alloc((size_t)r->plan->n_stages, sizeof *r->noted);
   r->held = mo_alloc(micro, sizeof *r->held);
@@ -92,26 +97,53 @@ mo_status mo_recorder_begin(mo_recorder *r, int64_t stage, int64_t micro) {
   r->stage = stage;
   r->micro = micro;
   MO_TRY(mo_journal_begin(r->journal, stage, micro));
-  return r->job.backend->table->zero(r->job.backend, r->positions, (size_t)mo_task_words(&task) * sizeof(uint64_t));
+  return r->job.backend->table->zero(r->job.backend, r->positions,
+                                     (size_t)(task.n_thresholds * mo_task_words(&task)) * sizeof(uint64_t));
 }
 
-uint64_t *mo_recorder_positions(const mo_recorder *r) { return r->positions; }
-
-mo_status mo_recorder_site(mo_recorder *r, mo_site site, const mo_site_statistics *statistics) {
+uint64_t *mo_recorder_positions(const mo_recorder *r, int64_t threshold) {
   mo_task task = task_of(r, r->micro);
-  MO_TRY(mo_accumulator_add(r->job.accumulator, r->stage - 1, site, task.first_sequence, statistics));
-  return mo_task_put_site(r->journal, &task, site, statistics);
+  return r->positions + threshold * mo_task_words(&task);
+}
+
+mo_status mo_recorder_site(mo_recorder *r, int64_t threshold, mo_site site, const mo_site_statistics *statistics) {
+  mo_task task = task_of(r, r->micro);
+  MO_TRY(mo_accumulator_add(r->job.accumulators[threshold], r->stage - 1, site, task.first_sequence, statistics));
+  return mo_task_put_site(r->journal, &task, threshold, site, statistics);
 }
 
 mo_status mo_recorder_routing(mo_recorder *r, const int64_t *counts) {
   mo_task task = task_of(r, r->micro);
-  mo_accumulator_add_routing(r->job.accumulator, r->stage - 1, counts);
+  mo_accumulator_add_routing(r->job.accumulators[0], r->stage - 1, counts);
   return mo_task_put_routing(r->journal, &task, counts);
+}
+
+void mo_recorder_expect_experts(mo_recorder *r) {
+  r->experts.expected = true;
+  r->experts.ended = false;
+  r->experts.stage = r->stage;
+  r->experts.micro = r->micro;
+}
+
+mo_status mo_recorder_take_experts(mo_recorder *r) {
+  mo_expert_statistics statistics;
+  if (!r || !r->experts.expected) return MO_OK;
+  r->experts.expected = false;
+  MO_TRY(r->job.backend->table->expert_results(r->job.backend, &statistics));
+  mo_task task = task_of(r, r->experts.micro);
+  MO_TRY(
+      mo_accumulator_add_experts(r->job.accumulators[0], r->experts.stage - 1, task.first_sequence, &statistics));
+  if (!r->experts.ended) return mo_task_put_experts(r->journal, &statistics);
+  mo_journal_swap(r->journal);
+  MO_TRY(mo_task_put_experts(r->journal, &statistics));
+  MO_TRY(mo_journal_commit(r->journal));
+  mo_journal_swap(r->journal);
+  return MO_OK;
 }
 
 mo_status mo_recorder_nll(mo_recorder *r, const float *nll) {
   mo_task task = task_of(r, r->micro);
-  mo_accumulator_add_nll(r->job.accumulator, task.first_sequence, task.n_sequences, nll);
+  mo_accumulator_add_nll(r->job.accumulators[0], task.first_sequence, task.n_sequences, nll);
   return mo_task_put_nll(r->journal, &task, nll);
 }
 
@@ -150,10 +182,15 @@ mo_status mo_recorder_activations(mo_recorder *r, mo_site site, const void *x) {
 
 mo_status mo_recorder_collect(mo_recorder *r) {
   mo_task task = task_of(r, r->micro);
-  MO_TRY(r->job.backend->table->fetch(r->job.backend, r->positions, (size_t)mo_task_words(&task) * sizeof(uint64_t),
+  int64_t n = mo_task_words(&task);
+  MO_TRY(r->job.backend->table->fetch(r->job.backend, r->positions, (size_t)(task.n_thresholds * n) * sizeof(uint64_t),
                                       r->words));
-  mo_accumulator_add_positions(r->job.accumulator, task.first_sequence, task.n_sequences, r->words);
-  return mo_task_put_positions(r->journal, &task, r->words);
+  for (int64_t i = 0; i < task.n_thresholds; i++) {
+    const uint64_t *words = r->words + i * n;
+    mo_accumulator_add_positions(r->job.accumulators[i], task.first_sequence, task.n_sequences, words);
+    MO_TRY(mo_task_put_positions(r->journal, &task, i, words));
+  }
+  return MO_OK;
 }
 
 mo_status mo_recorder_end(mo_recorder *r, const mo_timing_row *timing) {
@@ -165,14 +202,19 @@ mo_status mo_recorder_end(mo_recorder *r, const mo_timing_row *timing) {
   since.wait -= noted->wait;
   *noted = *timing;
   MO_TRY(mo_task_put_timing(r->journal, &since));
-  return mo_journal_commit(r->journal);
+  if (!r->experts.expected || r->experts.ended) return mo_journal_commit(r->journal);
+  r->experts.ended = true;
+  mo_journal_swap(r->journal);
+  return MO_OK;
 }
 
 /* --- rows --- */
 
 void mo_recorder_hold(mo_recorder *r, int64_t micro, int64_t stage) { r->held[micro] = stage; }
 
+/* Between tasks. */
 static mo_status sync_journal(mo_recorder *r) {
+  MO_TRY(mo_recorder_take_experts(r));
   MO_TRY(mo_journal_sync(r->journal));
   r->last_sync = mo_seconds();
   return MO_OK;

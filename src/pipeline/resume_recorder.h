@@ -13,7 +13,7 @@ typedef struct mo_recorder mo_recorder;
 typedef struct {
   const mo_resume *resume;
   mo_backend *backend;
-  mo_accumulator *accumulator;
+  mo_accumulator *const *accumulators; /* [n_thresholds of the config] */
   mo_results *results;
   const mo_transport_rows *rows; /* [n_micro] */
 } mo_recorder_job;
@@ -27,17 +27,24 @@ MO_CHECKED mo_status mo_recorder_restore(mo_recorder *recorder, mo_timing_row *t
 
 /* --- a task --- */
 MO_CHECKED mo_status mo_recorder_begin(mo_recorder *recorder, int64_t stage, int64_t micro);
-/* Where the backend's site_statistics are to mark positions, of the micro-batch alone. */
-uint64_t *mo_recorder_positions(const mo_recorder *recorder);
+/* Where the backend's site_statistics by a threshold (its place in the config) are to mark positions, of the micro-batch
+ * alone. */
+uint64_t *mo_recorder_positions(const mo_recorder *recorder, int64_t threshold);
 /* What the task found: to the accumulator and into the record. */
-MO_CHECKED mo_status mo_recorder_site(mo_recorder *recorder, mo_site site, const mo_site_statistics *statistics);
+MO_CHECKED mo_status mo_recorder_site(mo_recorder *recorder, int64_t threshold, mo_site site,
+                                      const mo_site_statistics *statistics);
 MO_CHECKED mo_status mo_recorder_routing(mo_recorder *recorder, const int64_t *counts);
+/* The backend's expert_statistics of the task are enqueued: its record waits for them, and is written when
+ * mo_recorder_take_experts takes them, or the rows are saved. */
+void mo_recorder_expect_experts(mo_recorder *recorder);
+/* Before the next task's experts, and at the end: take what is expected, if anything. NULL: nothing is. */
+MO_CHECKED mo_status mo_recorder_take_experts(mo_recorder *recorder);
 MO_CHECKED mo_status mo_recorder_nll(mo_recorder *recorder, const float *nll);
 /* A site's tensor x, if the result file keeps it. */
 MO_CHECKED mo_status mo_recorder_activations(mo_recorder *recorder, mo_site site, const void *x);
 /* A layer's sites are done: its positions likewise, without waiting for operations enqueued since. */
 MO_CHECKED mo_status mo_recorder_collect(mo_recorder *recorder);
-/* The task is done: its record is written. timing: of the stage so far. */
+/* The task is done: its record is written, unless it waits for its experts. timing: of the stage so far. */
 MO_CHECKED mo_status mo_recorder_end(mo_recorder *recorder, const mo_timing_row *timing);
 
 /* --- rows --- */

@@ -10,6 +10,7 @@
 #include "moe_outliers/machine.h"
 #include "moe_outliers/phases.h"
 #include "moe_outliers/threads.h"
+#include "pipeline/ablation.h"
 #include "pipeline/engine.h"
 #include "pipeline/model_files.h"
 #include "pipeline/prepare.h"
@@ -30,16 +31,19 @@ typedef struct {
   mo_backend *backend;
   mo_plan plan;
   mo_resume resume;
-  mo_accumulator *accumulator;
+  mo_accumulator *accumulators[MO_MOST_THRESHOLDS]; /* by threshold */
   mo_engine *engine;
   mo_results *results;
-  mo_analysis analysis;
+  mo_analysis analyses[MO_MOST_THRESHOLDS];
+  mo_ablation ablation;
   mo_timing_row *timing;
   int64_t n_timing;
   mo_engine_clock clock;
   mo_stage_clock *stages;
   char *model_name;
 } run_state;
+
+static bool ablates(const run_state *run) { return run->config->analysis.ablate == MO_ABLATE_FEATURES; }
 
 /* --- phase 1: the input, on every rank, nothing written --- */
 
@@ -144,7 +148,7 @@ static mo_status plan_the_rest(run_state *run) {
   return MO_OK;
 }
 
-static mo_status open_accumulator(run_state *run) {
+static mo_status open_accumulators(run_state *run) {
   mo_analysis_shape shape = {
       .n_layers = run->input.spec.n_layers,
       .n_sequences = run->tokens.n_sequences,
@@ -153,8 +157,16 @@ static mo_status open_accumulator(run_state *run) {
       .n_experts = run->input.spec.moe.experts,
       .criteria = {run->config->analysis.threshold, run->config->analysis.min_layer_fraction,
                    run->config->analysis.min_position_fraction, run->config->analysis.systematic_fraction},
+      .bootstrap = {run->config->analysis.bootstrap, run->config->analysis.seed},
+      .experts = run->config->analysis.experts && run->input.spec.moe.experts,
+      .shared_expert = run->input.spec.moe.shared != MO_SHARED_NONE,
   };
-  MO_TRY(mo_accumulator_new(&run->accumulator, &shape));
+  for (int64_t i = 0; i < run->config->analysis.n_thresholds; i++) {
+    shape.criteria.threshold = run->config->analysis.thresholds[i];
+    MO_TRY(mo_accumulator_new(&run->accumulators[i], &shape));
+    shape.n_experts = 0; /* the first one counts for them */
+    shape.experts = false;
+  }
   run->timing = mo_alloc((size_t)run->plan.n_stages, sizeof *run->timing);
   run->stages = mo_alloc((size_t)run->plan.n_stages, sizeof *run->stages);
   return run->timing && run->stages ? MO_OK : MO_FAILED;
@@ -175,11 +187,20 @@ static mo_status create_results(run_state *run) {
       .sequence_length = run->tokens.length,
       .n_ranks = mo_comm_size(run->comm),
       .threshold = config->analysis.threshold,
+      .min_layer_fraction = config->analysis.min_layer_fraction,
+      .min_position_fraction = config->analysis.min_position_fraction,
+      .systematic_fraction = config->analysis.systematic_fraction,
+      .bootstrap = {config->analysis.bootstrap, config->analysis.seed},
+      .experts_per_token = run->input.spec.moe.experts ? run->input.spec.moe.top_k : 0,
   };
+  mo_parameter_count parameters;
   int64_t n = config->output.all_activations ? run->input.spec.n_layers : config->output.n_activations;
   int64_t *layers = mo_alloc((size_t)n, sizeof *layers);
-  mo_status status = mo_comm_join(run->comm, layers ? MO_OK : MO_FAILED); /* creation is collective */
+  mo_status status = layers ? mo_model_parameters(&run->input.spec, &parameters) : MO_FAILED;
+  status = mo_comm_join(run->comm, status); /* creation is collective */
   if (status == MO_OK) {
+    header.parameters = parameters.total;
+    header.active_parameters = parameters.active;
     for (int64_t i = 0; i < n; i++) layers[i] = config->output.all_activations ? i : config->output.activations[i];
     status = mo_results_create(&run->results, config->output.path, run->comm, &header, &run->tokens, layers, n);
   }
@@ -199,7 +220,8 @@ static mo_status open_engine(run_state *run) {
       .checkpoint = run->input.checkpoint,
       .catalogue = &run->input.catalogue,
       .backend = run->backend,
-      .accumulator = run->accumulator,
+      .accumulators = run->accumulators,
+      .start = run->resume.start,
       .resume = &run->resume,
       .timing = run->timing,
       .clock = &run->clock,
@@ -222,19 +244,25 @@ static mo_status write_tables(run_state *run) {
   int *owner = mo_alloc((size_t)run->input.spec.n_layers, sizeof *owner);
   mo_status status = mo_comm_join(run->comm, owner ? MO_OK : MO_FAILED);
   if (status == MO_OK) {
+    mo_results_part parts[MO_MOST_THRESHOLDS];
+    int n = (int)run->config->analysis.n_thresholds;
     for (int64_t layer = 0; layer < run->input.spec.n_layers; layer++)
       owner[layer] = mo_plan_rank_of(&run->plan, layer + 1);
-    status = mo_results_write(run->results, owner, run->accumulator, &run->analysis, run->timing, run->n_timing);
+    if (ablates(run)) mo_results_set_ablation(run->results, &run->ablation);
+    for (int i = 0; i < n; i++)
+      parts[i] = (mo_results_part){run->config->analysis.thresholds[i], run->accumulators[i], &run->analyses[i]};
+    status = mo_results_write(run->results, owner, parts, n, run->timing, run->n_timing);
   }
   free(owner);
   return status;
 }
 
 static void announce(const run_state *run) {
-  const mo_summary *summary = &run->analysis.summary;
+  const mo_analysis *analysis = &run->analyses[0];
+  const mo_summary *summary = &analysis->summary;
   char perplexity[40] = "";
-  if (isfinite(run->analysis.perplexity))
-    snprintf(perplexity, sizeof perplexity, ", perplexity %.4g", run->analysis.perplexity);
+  if (isfinite(analysis->perplexity))
+    snprintf(perplexity, sizeof perplexity, ", perplexity %.4g", analysis->perplexity);
   fprintf(stderr, "moe-outliers: wrote %s: %lld outlier feature%s, %s%s, %.1f s\n", run->config->output.path,
           (long long)summary->outlier_features, summary->outlier_features == 1 ? "" : "s",
           mo_classification_name((mo_classification)summary->classification), perplexity, mo_seconds() - run->started);
@@ -283,7 +311,7 @@ static mo_status prepare(run_state *run, mo_preparation *preparation) {
   MO_TRY(mo_comm_join(comm, open_resume(run)));
   mo_phase_ends(MO_PHASE_RESUME);
   MO_TRY(mo_comm_join(comm, plan_the_rest(run)));
-  MO_TRY(mo_comm_join(comm, open_accumulator(run)));
+  MO_TRY(mo_comm_join(comm, open_accumulators(run)));
   mo_phase_ends(MO_PHASE_PLAN);
   return mo_comm_join(comm, open_engine(run));
 }
@@ -304,11 +332,34 @@ static mo_status stream(run_state *run) {
   return MO_OK;
 }
 
+static mo_status analyse(run_state *run) {
+  for (int64_t i = 0; i < run->config->analysis.n_thresholds; i++) {
+    MO_TRY(mo_comm_join(run->comm, mo_analysis_reduce(&run->analyses[i], run->accumulators[i], run->comm)));
+    mo_analysis_name_tokens(&run->analyses[i], run->tokens.ids, run->tokens.length);
+  }
+  mo_phase_ends(MO_PHASE_ANALYSIS);
+  return MO_OK;
+}
+
+/* Run the model again, without its outlier features. All that the run itself found is in the journals of the resume by now. */
+static mo_status ablate(run_state *run) {
+  mo_ablation_job job = {.plan = plan_job(run),
+                         .checkpoint = run->input.checkpoint,
+                         .analysis = &run->analyses[0],
+                         .stuck = &run->clock.stuck};
+  job.plan.memory_bytes = run->plan.memory_bytes;
+  mo_engine_close(run->engine); /* its memory is needed */
+  run->engine = NULL;
+  MO_TRY(analyse(run));
+  MO_TRY(mo_ablation_run(&run->ablation, &job));
+  mo_phase_ends(MO_PHASE_STREAM);
+  return MO_OK;
+}
+
 /* From the statistics to the file. */
 static mo_status conclude(run_state *run) {
   mo_comm *comm = run->comm;
-  MO_TRY(mo_comm_join(comm, mo_analysis_reduce(&run->analysis, run->accumulator, comm)));
-  mo_phase_ends(MO_PHASE_ANALYSIS);
+  if (!ablates(run)) MO_TRY(analyse(run));
   mo_comm_heed_stop(comm, false);
   MO_TRY(mo_comm_join(comm, write_tables(run)));
   mo_results *finished = run->results;
@@ -339,6 +390,7 @@ static mo_status run_phases(run_state *run, mo_preparation *preparation) {
   MO_TRY(prepare(run, preparation));
   MO_TRY(stream(run));
   MO_TRY(mo_comm_join(run->comm, compare_time(run)));
+  if (ablates(run)) MO_TRY(ablate(run));
   bool beside = mo_thread_start(&closing, close_beside, run) == 0; /* a GPU takes its time to give memory back */
   mo_status status = conclude(run);
   if (beside) pthread_join(closing, NULL);
@@ -365,10 +417,11 @@ mo_status mo_run(const mo_config *config, mo_comm *comm, const mo_run_options *o
   close_backend(&run);
   mo_resume_close(&run.resume, status == MO_OK);
   mo_results_discard(run.results);
-  mo_analysis_free(&run.analysis);
+  for (int i = 0; i < MO_MOST_THRESHOLDS; i++) mo_analysis_free(&run.analyses[i]);
+  mo_ablation_free(&run.ablation);
   free(run.timing);
   free(run.stages);
-  mo_accumulator_free(run.accumulator);
+  for (int i = 0; i < MO_MOST_THRESHOLDS; i++) mo_accumulator_free(run.accumulators[i]);
   if (run.clock.stuck) {
     in_use = run;
     return status;

@@ -22,6 +22,7 @@ static mo_dtype stored_type(const mo_catalogue *catalogue) {
 static int64_t own_memory(const mo_run_plan_job *job) {
   const mo_config *config = job->config;
   const mo_backend_table *table = job->backend->table;
+  if (job->variants) return job->memory_bytes;
   if (config->engine.device_memory_gb > 0) return (int64_t)(config->engine.device_memory_gb * 1e9);
   int64_t available = table->available_memory(job->backend, mo_comm_local_size(job->comm));
   mo_backend_load nothing = {.spec = job->spec, .precision = job->backend->precision};
@@ -73,7 +74,10 @@ mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job) {
       .micro_batch = config->engine.micro_batch,
       .start = job->start,
       .perplexity = config->analysis.perplexity,
-      .stores_activations = config->output.all_activations || config->output.n_activations,
+      .variants = job->variants,
+      .ablates = !job->variants && config->analysis.ablate == MO_ABLATE_FEATURES,
+      .n_thresholds = config->analysis.n_thresholds,
+      .stores_activations = !job->variants && (config->output.all_activations || config->output.n_activations),
       .n_ranks = mo_comm_size(job->comm),
       .activation_bytes = job->backend->activation_bytes,
       .partition = config->engine.partition,

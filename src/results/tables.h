@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "moe_outliers/results.h"
 #include "results/h5.h"
 
 typedef enum {
@@ -14,8 +15,9 @@ typedef enum {
   MO_COLUMN_I64,
   MO_COLUMN_F32,
   MO_COLUMN_F64,
-  MO_COLUMN_SITE,          /* int32_t holding mo_site, an HDF5 enum */
-  MO_COLUMN_CLASSIFICATION /* int32_t holding mo_classification, an HDF5 enum */
+  MO_COLUMN_SITE,           /* int32_t holding mo_site, an HDF5 enum */
+  MO_COLUMN_CLASSIFICATION, /* int32_t holding mo_classification, an HDF5 enum */
+  MO_COLUMN_VARIANT         /* int32_t holding mo_variant_kind, an HDF5 enum */
 } mo_column_kind;
 
 typedef struct {
@@ -24,6 +26,7 @@ typedef struct {
   size_t offset;       /* in the row struct */
   const char *units;   /* NULL if it has none */
   const char *meaning; /* one line */
+  bool later;          /* files of older programs lack it: read as NaN, or -1 */
 } mo_column;
 
 typedef struct {
@@ -34,11 +37,20 @@ typedef struct {
 } mo_table;
 
 extern const mo_table mo_table_site_rows;         /* /layers/NNN/SITE, mo_site_row */
+extern const mo_table mo_table_positions;         /* mo_position_row */
 extern const mo_table mo_table_sequence_features; /* mo_sequence_feature */
 extern const mo_table mo_table_features;          /* mo_feature */
 extern const mo_table mo_table_sites;             /* mo_site_summary */
+extern const mo_table mo_table_experts;           /* mo_expert */
+extern const mo_table mo_table_top_values;        /* mo_top_value */
 extern const mo_table mo_table_timing;            /* mo_timing_row */
+extern const mo_table mo_table_ablation;          /* mo_ablation_row */
+extern const mo_table mo_table_ablation_features; /* mo_ablation_feature */
 extern const mo_table mo_table_summary;           /* mo_summary: each column a scalar dataset of its own */
+
+/* Where the tables of a threshold that is not the first lie: "/thresholds/5", the shortest number that reads back as it. */
+enum { MO_PART_BYTES = 48 };
+void mo_part_path(char path[MO_PART_BYTES], double threshold);
 
 /* HDF5 type of one column: in_memory as in the row struct, else as in the file (little endian). Caller closes it. */
 MO_CHECKED mo_status mo_column_type(const mo_h5_file *file, const mo_column *column, bool in_memory, hid_t *type);
@@ -53,5 +65,19 @@ MO_CHECKED mo_status mo_table_create(const mo_h5_file *file, const mo_table *tab
 /* Write rows first .. first+n_rows-1. Independent, as mo_h5_write. */
 MO_CHECKED mo_status mo_table_write(const mo_h5_file *file, const mo_table *table, const char *name, int64_t first,
                                     int64_t n_rows, const void *rows);
+
+/* --- reader.c --- */
+/* Replace features and summary by those of another threshold, without its perplexity, which is the same. MO_INVALID if
+ * the file has none. */
+MO_CHECKED mo_status mo_part_read(mo_results_file *read, const mo_h5_file *file, double threshold);
+
+/* MO_INVALID unless an open dataset is a table with these columns; others may be there, too. */
+MO_CHECKED mo_status mo_table_check(const mo_h5_file *file, hid_t dataset, const mo_table *table, const char *name);
+
+/* Columns that older files lack, before n_rows rows are read: NaN, or -1. */
+void mo_table_forget_later(const mo_table *table, void *rows, int64_t n_rows);
+
+/* Number of elements of an open dataset, which must have the given rank. */
+MO_CHECKED mo_status mo_h5_count(const mo_h5_file *file, hid_t dataset, const char *name, int rank, int64_t *n);
 
 #endif

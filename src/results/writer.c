@@ -77,18 +77,33 @@ static mo_status put_root(const mo_h5_file *file, hid_t root, const mo_results_h
   const mo_h5_text texts[] = {{"format", "moe-outliers"},         {"program_version", MO_VERSION},
                               {"model_name", header->model_name}, {"architecture", header->architecture},
                               {"precision", header->precision},   {"device", header->device},
-                              {"config", header->config},         {"started", started}};
+                              {"config", header->config},         {"started", started},
+                              {"bootstrap_method", mo_bootstrap_method()}};
   const struct {
     const char *name;
     int64_t value;
   } numbers[] = {{"n_layers", header->n_layers},   {"hidden_size", header->hidden_size},
                  {"n_experts", header->n_experts}, {"n_sequences", header->n_sequences},
-                 {"n_ranks", header->n_ranks},     {"sequence_length", header->sequence_length}};
+                 {"n_ranks", header->n_ranks},     {"sequence_length", header->sequence_length},
+                 {"parameters", header->parameters},
+                 {"active_parameters", header->active_parameters},
+                 {"experts_per_token", header->experts_per_token},
+                 {"bootstrap_draws", header->bootstrap.draws},
+                 {"bootstrap_seed", header->bootstrap.seed}};
+  const struct {
+    const char *name;
+    double value;
+  } reals[] = {{"threshold", header->threshold},
+               {"min_layer_fraction", header->min_layer_fraction},
+               {"min_position_fraction", header->min_position_fraction},
+               {"systematic_fraction", header->systematic_fraction},
+               {"bootstrap_level", MO_BOOTSTRAP_LEVEL}};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
     MO_TRY(mo_h5_put_text(file, root, texts[i].name, texts[i].value));
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
     MO_TRY(mo_h5_put_i64(file, root, numbers[i].name, numbers[i].value));
-  MO_TRY(mo_h5_put_f64(file, root, "threshold", header->threshold));
+  for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
+    MO_TRY(mo_h5_put_f64(file, root, reals[i].name, reals[i].value));
   MO_TRY(mo_h5_put_i32(file, root, "format_version", MO_FORMAT_VERSION));
   return mo_h5_put_i32(file, root, "complete", 0);
 }

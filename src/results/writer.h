@@ -20,6 +20,7 @@ struct mo_results {
   mo_h5_file file;      /* PATH.partial, while open */
   bool new_path;        /* PATH did not exist at the start: it must not be replaced at the end either (rank 0) */
   int64_t n_layers, hidden_size, n_experts, n_sequences, length;
+  const mo_ablation *ablation; /* the caller's; NULL: there was none */
 };
 
 /* End of a phase: MO_OK on all ranks or on none. Returns `status` if that is a failure, else MO_PEER_FAILED if another

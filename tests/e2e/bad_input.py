@@ -25,7 +25,7 @@ class Input:
         self.home, self.model = home, home / "model"
         self.model.mkdir(parents=True)
         for path in source.iterdir():
-            if path.name not in ("reference.h5", "tokens.h5"):
+            if path.name not in ("reference.h5", "ablation.h5", "tokens.h5"):
                 shutil.copyfile(path, self.model / path.name)
         self.tokens = home / "tokens.h5"
         shutil.copyfile(source / "tokens.h5", self.tokens)

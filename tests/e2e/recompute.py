@@ -21,6 +21,15 @@ class Tables:
         self.layer_fraction, self.position_fraction = layer_fraction, position_fraction
         self.systematic_fraction = systematic_fraction
         self.n_sites, self.n_sequences, self.length, self.hidden = activations.shape
+        self.site_hit = self.hit.any(axis=2)  # [2L, N, H]
+        self.position_hit = self.hit.any(axis=0).sum(axis=1)  # [N, H]
+
+    def positions(self):
+        """A row per (sequence, feature) with an outlier value."""
+        return [
+            {"sequence": sequence, "feature": feature, "positions_hit": self.position_hit[sequence, feature]}
+            for sequence, feature in np.argwhere(self.position_hit)
+        ]
 
     def site_rows(self, site):
         """A row per (sequence, feature) with an outlier value at `site`."""
@@ -42,8 +51,39 @@ class Tables:
                     "max": values.max(),
                     "max_abs": magnitudes.max(),
                     "mean_abs": np.float32(total / values.size),
+                    "position": self.top(site, sequence, feature)[0],
+                    "first": self.hit[site, sequence, 0, feature],
                 }
             )
+        return rows
+
+    def top(self, site, sequence, feature):
+        """(position, value) of the largest magnitude in a sequence; of equal ones a positive one, then the first."""
+        values = self.x[site, sequence, :, feature]
+        position = max(range(self.length), key=lambda s: (abs(values[s]), values[s] > 0, -s))
+        return position, values[position]
+
+    def top_values(self, tokens, count=5):
+        """Of each feature that qualifies, at each site that it hits: the largest values of its sequences."""
+        rows = []
+        for feature in sorted(row["feature"] for row in self.features() if row["classification"] != NONE):
+            for site in range(self.n_sites):
+                hits = np.flatnonzero(self.site_hit[site, :, feature])
+                tops = [(sequence, *self.top(site, sequence, feature)) for sequence in hits]
+                tops.sort(key=lambda top: (-abs(top[2]), top[0]))
+                for rank, (sequence, position, value) in enumerate(tops[:count]):
+                    rows.append(
+                        {
+                            "feature": feature,
+                            "layer": site // 2,
+                            "site": site % 2,
+                            "rank": rank,
+                            "sequence": sequence,
+                            "position": position,
+                            "token": tokens[sequence, position],
+                            "value": value,
+                        }
+                    )
         return rows
 
     def qualifies(self, sites_hit, positions_hit, positions):
@@ -103,6 +143,7 @@ class Tables:
                     "median": quartiles[1],
                     "q3": quartiles[2],
                     "share": values.size / int(self.hit.sum()),
+                    "first_token_share": int(mine[:, :, 0].sum()) / values.size,
                     "sequences_qualified": qualified.count(feature),
                     "classification": classification,
                 }

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import helpers
+import recompute
+import recompute_bootstrap
 
 SECONDS = 60 * helpers.SLOW
 DEMO = helpers.ROOT / "demo"
@@ -111,3 +113,51 @@ def test_perplexity_that_the_documentation_states(demo):
     stated = re.search(r"loss on tokens.h5 \|.*perplexity ([0-9.]+)", (DEMO / "README.md").read_text())
     with h5py.File(demo[0]) as file:
         assert float(file["perplexity/perplexity"][()]) == pytest.approx(float(stated[1]), rel=0.02)
+
+
+def test_worked_example_of_the_methods(demo):
+    """The numbers in docs/methods.md are the demo's."""
+    text = " ".join((helpers.ROOT / "docs" / "methods.md").read_text().split("## A worked example")[1].split())
+    with h5py.File(demo[0]) as file:
+        features, positions = file["features"][:], file["positions"][:]
+        summary = {name: item[()] for name, item in file["summary"].items()}
+        perplexity = [float(file[f"perplexity/perplexity{end}"][()]) for end in ("", "_low", "_high")]
+    row, other = (features[features["feature"] == feature][0] for feature in (1, 123))
+    mine = positions[positions["feature"] == 1]["positions_hit"]
+    *most, last = map(str, mine)
+    error = mine.std(ddof=1) / 4
+    for shown in (
+        f"hits {row['sites_hit']} sites",
+        f"and {row['positions_hit']} positions: {', '.join(most)} and {last} in the 16",
+        f"{row['sites_hit']} / 16 = {row['layer_percentage']:.4f}",
+        f"{row['positions_hit']} / 4096 = {row['seq_percentage']:.4f}",
+        f"{row['layers_hit']} / 8 = {row['block_percentage']:.3f}",
+        f"{row['total_occurrences']} outlier values {row['positive']} are positive and {row['negative']} negative",
+        f"Quartiles {row['q1']:.3f}, {row['median']:.3f}, {row['q3']:.3f}",
+        f"mean {mine.mean():.2f}, standard deviation {mine.std(ddof=1):.3f} over the sequences, s = {error:.3f}",
+        f"{(mine.mean() - 2.1314 * error) / 256:.4f} to {(mine.mean() + 2.1314 * error) / 256:.4f} of 256",
+        f"**{row['seq_percentage_low']:.4f} to {row['seq_percentage_high']:.4f}**",
+        f"**{row['layer_percentage_low']:.4f} to {row['layer_percentage_high']:.4f}**",
+        f"**{row['qualifies_share']:.4f}** of the draws",
+        f"{other['positions_hit']} positions ({other['seq_percentage']:.4f}), does in {other['qualifies_share']:.4f}",
+        f"{summary['outlier_features']} outlier features, **{summary['outlier_features_low']:.0f} to "
+        f"{summary['outlier_features_high']:.0f}**",
+        f"Perplexity {perplexity[0]:.3f}, **{perplexity[1]:.3f} to {perplexity[2]:.3f}**",
+    ):
+        assert shown in text, shown
+
+
+def test_tables_and_intervals_recomputed(tmp_path):
+    """With activations stored, every table of the demo from NumPy."""
+    output = tmp_path / "demo.h5"
+    args = ["run", "configs/demo.cfg", "-s", f"output.path={output}", "-s", "output.activations=all"]
+    helpers.run(args, timeout=SECONDS, cwd=helpers.ROOT)
+    with h5py.File(output) as result:
+        tables = recompute.Tables(helpers.site_tensors(result["activations"], result.attrs["n_layers"]))
+        for name in ("positions", "sequence_features", "features"):
+            found, expected = result[name][:], getattr(tables, name)()
+            assert len(found) == len(expected) > 0
+            for column in expected[0]:
+                np.testing.assert_array_equal(found[column], [row[column] for row in expected], err_msg=column)
+        draws, seed = int(result.attrs["bootstrap_draws"]), int(result.attrs["bootstrap_seed"])
+        recompute_bootstrap.assert_intervals(result, recompute_bootstrap.Bootstrap(tables, draws, seed))

@@ -16,6 +16,7 @@ OF_THE_RUN = {"n_ranks", "started", "finished", "config", "device"}
 MODELS = (("olmoe_a", "bf16"), ("qwen3_moe_b", "fp32"), ("qwen3_a", "bf16"))
 MICRO_BATCHES = (0, 1, 2)  # of 3 sequences
 SURPLUS = 9  # ranks, more than stages
+ANALYSIS = {"thresholds": (6.0, 3.5)}
 
 
 def contents(path):
@@ -38,7 +39,13 @@ def result(tmp_path_factory):
             name, precision = model
             checkpoint = helpers.REFERENCES / name
             sections = helpers.run_sections(
-                checkpoint, checkpoint / "tokens.h5", folder / "r.h5", precision, "all", engine=engine
+                checkpoint,
+                checkpoint / "tokens.h5",
+                folder / "r.h5",
+                precision,
+                "all",
+                engine=engine,
+                analysis=ANALYSIS,
             )
             config = helpers.write_config(folder / "r.cfg", sections)
             helpers.run(["run", config], ranks, env=helpers.quick(ranks))
@@ -106,6 +113,7 @@ def smallest_memory(tmp_path_factory):
             model[1],
             "all",
             engine={"device": device, "device_memory_gb": 1e-9, "micro_batch": micro_batch},
+            analysis=ANALYSIS,
         )
         config = helpers.write_config(folder / "r.cfg", sections)
         done = helpers.run(["run", config], check=False, env=helpers.quick())
@@ -143,7 +151,13 @@ def test_memory_below_the_smallest(tmp_path, smallest_memory):
     checkpoint = helpers.REFERENCES / model[0]
     memory = smallest_memory(model, 0)[0] - 2e-6
     sections = helpers.run_sections(
-        checkpoint, checkpoint / "tokens.h5", tmp_path / "r.h5", model[1], "all", engine={"device_memory_gb": memory}
+        checkpoint,
+        checkpoint / "tokens.h5",
+        tmp_path / "r.h5",
+        model[1],
+        "all",
+        engine={"device_memory_gb": memory},
+        analysis=ANALYSIS,
     )
     config = helpers.write_config(tmp_path / "r.cfg", sections)
     done = helpers.run(["run", config], check=False, env=helpers.quick())

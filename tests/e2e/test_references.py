@@ -11,11 +11,14 @@ import pytest
 
 import helpers
 import recompute
+import recompute_bootstrap
 
 SITE_TOLERANCE = 2e-4  # relative, Frobenius
 ELEMENT_TOLERANCE = 1e-3  # largest error over largest magnitude
 LOSS_TOLERANCE = 1e-4  # mean error over mean loss
 BF16_FACTOR = 1.3  # error to the float32 reference over the error of transformers' own bfloat16 run
+
+THRESHOLDS = (6.0, 5.0, 2.5, 8.0)  # of every run; the first is the one of the tables in the root
 
 FOLDERS = sorted(path.parent for path in helpers.REFERENCES.glob("*/reference.h5"))
 RANKS = (None, 2)
@@ -118,6 +121,31 @@ def stored(folder, precision, ranks, analysed):
         yield result, tables
 
 
+def test_further_thresholds(folder, precision, ranks, analysed):
+    """Each has all tables, and those are its own."""
+    with h5py.File(analysed(folder, precision, ranks)) as result:
+        names = [f"{threshold:g}" for threshold in THRESHOLDS[1:]]
+        assert set(result["thresholds"]) == set(names)
+        activations = helpers.site_tensors(result["activations"], result.attrs["n_layers"])
+        for name, threshold in zip(names, THRESHOLDS[1:], strict=True):
+            group, tables = result["thresholds"][name], recompute.Tables(activations, threshold)
+            assert group.attrs["threshold"] == threshold
+            for site, place in enumerate(site_names(result.attrs["n_layers"])):
+                assert_table(group[f"layers/{place}"][:], tables.site_rows(site))
+            assert_table(group["positions"][:], tables.positions())
+            assert_table(group["sequence_features"][:], tables.sequence_features())
+            assert_table(group["features"][:], tables.features())
+            assert_table(group["top_values"][:], tables.top_values(result["tokens"][:]))
+            assert_table(group["sites"][:], tables.sites(), close=("mean", "std"))
+            for key, value in tables.summary().items():
+                assert float(group[f"summary/{key}"][()]) == pytest.approx(value, rel=1e-14, nan_ok=True), key
+
+
+def test_top_values(stored):
+    result, tables = stored
+    assert_table(result["top_values"][:], tables.top_values(result["tokens"][:]))
+
+
 def test_site_rows(stored):
     result, tables = stored
     for site, name in enumerate(site_names(result.attrs["n_layers"])):
@@ -127,6 +155,26 @@ def test_site_rows(stored):
 def test_sequence_features(stored):
     result, tables = stored
     assert_table(result["sequence_features"][:], tables.sequence_features())
+
+
+def test_positions(stored):
+    result, tables = stored
+    assert_table(result["positions"][:], tables.positions())
+
+
+def test_intervals(stored):
+    result, tables = stored
+    if tables.n_sequences == 1:
+        assert np.isnan(result["features"]["layer_percentage_low"]).all()
+        assert np.isnan(result["features"]["qualifies_share"]).all()
+        assert math.isnan(result["summary/outlier_features_high"][()])
+        return
+    draws, seed = int(result.attrs["bootstrap_draws"]), int(result.attrs["bootstrap_seed"])
+    recompute_bootstrap.assert_intervals(result, recompute_bootstrap.Bootstrap(tables, draws, seed))
+    if result["perplexity/nll"].size:
+        low, high = recompute_bootstrap.perplexity(result["perplexity/nll"][:], draws, seed)
+        assert float(result["perplexity/perplexity_low"][()]) == pytest.approx(low, rel=1e-8)
+        assert float(result["perplexity/perplexity_high"][()]) == pytest.approx(high, rel=1e-8)
 
 
 def test_features(stored):

@@ -23,7 +23,8 @@ RESULTS = {
     "no_values": ("olmoe_a", {"threshold": 1e30}),
     "no_perplexity": ("mixtral_b", {"perplexity": False}),
 }
-FRACTIONS = ("block_percentage", "layer_percentage", "seq_percentage", "share")
+WITH_INTERVALS = ("layer_percentage", "block_percentage", "seq_percentage")
+FRACTIONS = ("block_percentage", "layer_percentage", "seq_percentage", "share", "first_token_share")
 NUMBERS = ("max_magnitude", "q1", "median", "q3", *FRACTIONS)
 COUNTS = ("feature", "total_occurrences", "positive", "negative", "sequences_qualified")
 SUMMARY_COUNTS = ("outlier_features", "systematic_features", "features_hit", "sequence_rows")
@@ -48,6 +49,10 @@ class Result:
             enum = h5py.check_enum_dtype(self.features.dtype["classification"])
             self.classes = {value: name for name, value in enum.items()}
             self.summary = {name: item[()] for name, item in file["summary"].items()}
+            self.interval = {
+                end: float(file[f"perplexity/perplexity_{end}"][()]) if "perplexity" in file else math.nan
+                for end in ("low", "high")
+            }
             self.perplexity = float(file["perplexity/perplexity"][()]) if "perplexity" in file else math.nan
 
     def shown(self, limit=0):
@@ -93,6 +98,11 @@ def assert_feature(shown, row, classes):
         assert int(shown[name]) == row[name], name
     for name in NUMBERS:
         assert_number(shown[name], row[name])
+    for name in WITH_INTERVALS:
+        for end in ("low", "high"):
+            assert_number(shown[f"{name}_{end}"], row[f"{name}_{end}"])
+    for name in ("qualifies_share", "systematic_share"):
+        assert_number(shown[name], row[name])
     assert shown["classification"] == classes[row["classification"]]
 
 
@@ -109,6 +119,13 @@ def assert_model(shown, summary, result):
         assert int(summary[name]) == result.summary[name], name
     for name in SUMMARY_NUMBERS:
         assert_number(summary[name], result.summary[name])
+    for name in ("outlier_features", "systematic_features", *SUMMARY_NUMBERS):
+        for end in ("low", "high"):
+            assert_number(summary[f"{name}_{end}"], result.summary[f"{name}_{end}"])
+    for end in ("low", "high"):
+        assert_number(shown[f"perplexity_{end}"], result.interval[end])
+    for name in ("parameters", "active_parameters", "n_experts", "experts_per_token"):
+        assert int(shown[name]) == result.attributes[name], name
     assert summary["classification"] == result.classes[result.summary["classification"]]
 
 
@@ -178,12 +195,21 @@ def style(request):
     return request.param
 
 
+def interval(low, high, digits):
+    return "" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def assert_printed_feature(shown, row, classes):
     percent = {"layers %": "block_percentage", "sites %": "layer_percentage", "positions %": "seq_percentage",
-               "share %": "share"}  # fmt: skip
+               "share %": "share", "first token %": "first_token_share"}  # fmt: skip
     two_digits = {"max magnitude": "max_magnitude", "q1": "q1", "median": "median", "q3": "q3"}
     expected = {"feature": str(row["feature"]), "class": classes[row["classification"]]}
     expected |= {name: f"{100 * float(row[column]):.1f}" for name, column in percent.items()}
+    for name, column in percent.items():
+        if column in WITH_INTERVALS:
+            expected[name] += interval(100 * row[f"{column}_low"], 100 * row[f"{column}_high"], 1)
+    share = float(row["qualifies_share"])
+    expected["qualifies %"] = "-" if math.isnan(share) else f"{100 * share:.1f}"
     expected |= {name: f"{float(row[column]):.2f}" for name, column in two_digits.items()}
     expected["occurrences"] = str(row["total_occurrences"])
     for name, column in (("+ %", "positive"), ("- %", "negative")):
@@ -220,15 +246,20 @@ def test_printed_summary(result, style):
     assert value_of("tokens") == f"{sequences} sequence{plural} x {attributes['sequence_length']}"
     assert value_of("threshold") == f"{attributes['threshold']:g}"
     assert value_of("sequence rows") == str(summary["sequence_rows"])
-    assert value_of("outlier features").split(",")[0] == str(summary["outlier_features"])
+    ends = [float(summary[f"outlier_features_{end}"]) for end in ("low", "high")]
+    assert value_of("outlier features").split(";")[0] == str(summary["outlier_features"]) + interval(*ends, 0)
     if math.isnan(result.perplexity):
         assert value_of("perplexity") == "not computed"
     else:
-        assert value_of("perplexity") == f"{result.perplexity:.4f}"
+        assert value_of("perplexity").split(" [")[0] == f"{result.perplexity:.4f}"
     for name, column in (("sites %", "layer_percentage"), ("positions %", "seq_percentage")):
         found = re.findall(r"[0-9.]+", value_of(name))
-        numbers = [float(summary[f"{kind}_{column}"]) for kind in ("mean", "median")]
-        assert found == ([] if np.isnan(numbers).any() else [f"{100 * number:.1f}" for number in numbers])
+        names = [f"{kind}_{column}{end}" for kind in ("mean", "median") for end in ("", "_low", "_high")]
+        numbers = [float(summary[name]) for name in names]
+        if np.isnan(numbers[0]):
+            assert found == []
+        else:
+            assert found == [f"{100 * number:.1f}" for number in numbers if not np.isnan(number)]
 
 
 def test_several_files_side_by_side(results, style):
@@ -237,9 +268,9 @@ def test_several_files_side_by_side(results, style):
     for row, result in zip(rows, results.values(), strict=True):
         assert row["model"] == result.attributes["model_name"]
         assert row["class"] == result.classes[result.summary["classification"]]
-        assert row["features"] == str(result.summary["outlier_features"])
-        assert row["sequence rows"] == str(result.summary["sequence_rows"])
-        assert row["perplexity"] == ("-" if math.isnan(result.perplexity) else f"{result.perplexity:.4g}")
+        assert row["features"].split(" ")[0] == str(result.summary["outlier_features"])
+        assert row["total_systematic_outliers"] == str(result.summary["sequence_rows"])
+        assert row["perplexity"].split(" ")[0] == ("-" if math.isnan(result.perplexity) else f"{result.perplexity:.4g}")
 
 
 def test_table_is_the_default(result):
@@ -268,3 +299,132 @@ def test_bad_file(results, tmp_path, spoil):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("moe-outliers: error: ") and done.stderr.count("\n") == 1
     assert "bad.h5" in done.stderr
+
+
+# --- other criteria, without a new run ---
+
+OTHER_CRITERIA = (
+    {"min_layer_fraction": 0.5},
+    {"min_position_fraction": 0.2, "systematic_fraction": 0.5},
+    {"min_layer_fraction": 0.0, "min_position_fraction": 0.0, "bootstrap": 777, "seed": 12345678901},
+    {"bootstrap": 0},
+)
+
+
+@pytest.mark.parametrize("changes", OTHER_CRITERIA, ids=str)
+@pytest.mark.parametrize("name", ("systematic", "dense", "one_token"))
+def test_other_criteria_equal_a_fresh_run(results, tmp_path, name, changes):
+    """All that is printed of a result that is judged anew is printed of a run with these settings, digit by digit."""
+    reference, analysis = RESULTS[name]
+    checkpoint, output = helpers.REFERENCES / reference, tmp_path / "fresh.h5"
+    sections = helpers.run_sections(checkpoint, checkpoint / "tokens.h5", output, analysis=analysis | changes)
+    helpers.run(["run", helpers.write_config(tmp_path / "fresh.cfg", sections)], env=helpers.quick())
+    args = [item for key, value in changes.items() for item in ("-s", f"analysis.{key}={helpers.libconfig(value)}")]
+    anew = json.loads(report(results[name].path, "--format", "json", *args))["models"][0]
+    fresh = json.loads(report(output, "--format", "json"))["models"][0]
+    for of_the_run in ("file", "started", "finished"):
+        del anew[of_the_run], fresh[of_the_run]
+    assert anew == fresh
+
+
+def test_own_criteria_change_nothing(result):
+    threshold = float(result.attributes["threshold"])
+    same = ["-s", f"analysis.threshold={threshold!r}"]
+    assert report(result.path, "--format", "json", *same) == report(result.path, "--format", "json")
+
+
+@pytest.mark.parametrize(
+    "override, reason",
+    (
+        ("analysis.threshold=5.0", "analysis.threshold = 5 is not stored"),
+        ("engine.device=cpu", "engine.device is decided when the model runs"),
+        ("analysis.min_layer_fraction=2.0", "out of range"),
+        ("analysis.bootstrap=many", "analysis.bootstrap"),
+    ),
+)
+def test_what_cannot_be_changed(results, override, reason):
+    done = helpers.run(["report", results["systematic"].path, "-s", override], check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("moe-outliers: error: ") and done.stderr.count("\n") == 1
+    assert reason in done.stderr
+
+
+def test_stored_thresholds(results, tmp_path):
+    """What is printed by a further threshold of a run is what is printed of a run by it alone; so is the whole group."""
+    checkpoint, output = helpers.REFERENCES / "olmoe_a", tmp_path / "several.h5"
+    thresholds = {"threshold": 8.0, "thresholds": (8.0, 6.0, 2.5)}
+    sections = helpers.run_sections(checkpoint, checkpoint / "tokens.h5", output, analysis=thresholds)
+    helpers.run(["run", helpers.write_config(tmp_path / "several.cfg", sections)], env=helpers.quick())
+    alone = results["systematic"].path
+    expected = json.loads(report(alone, "--format", "json"))["models"][0]
+    for args in (("--threshold", "6"), ("-s", "analysis.threshold=6.0"), ("--threshold=2.5", "--threshold=6e0")):
+        found = json.loads(report(output, "--format", "json", *args))["models"][0]
+        assert found | {name: expected[name] for name in ("file", "started", "finished")} == expected
+    stricter = ("-s", "analysis.min_layer_fraction=0.9")
+    found, expected = (
+        json.loads(report(*args, "--format", "json", *stricter))["models"][0]["features"]
+        for args in ((output, "--threshold", "6"), (alone,))
+    )
+    assert found == expected
+    with h5py.File(output) as several, h5py.File(alone) as one:
+        group, names = several["thresholds/6"], []
+        group.visit(names.append)
+        for name in names:
+            if isinstance(group[name], h5py.Dataset):
+                assert group[name][()].tobytes() == one[name][()].tobytes(), name
+        assert len(names) > 30
+    for wrong, reason in (("7", "analysis.threshold = 7 is not stored"), ("0", '--threshold "0" is out of range')):
+        done = helpers.run(["report", output, "--threshold", wrong], check=False)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert reason in done.stderr
+
+
+@pytest.mark.parametrize("spoil", ("absent", "short", "twice"))
+def test_positions_that_disagree(results, tmp_path, spoil):
+    path = tmp_path / "bad.h5"
+    path.write_bytes(results["systematic"].path.read_bytes())
+    with h5py.File(path, "a") as file:
+        rows = file["positions"][:]
+        del file["positions"]
+        if spoil != "absent":
+            file["positions"] = rows[1:] if spoil == "short" else np.concatenate([rows, rows[-1:]])
+    done = helpers.run(["report", path, "-s", "analysis.seed=1"], check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "bad.h5" in done.stderr
+
+
+# --- the study's key finding ---
+
+
+def finding(tmp_path, *models):
+    """Of copies of one result with other architectures, parameters and classes."""
+    paths = []
+    for number, (source, architecture, parameters, classification) in enumerate(models):
+        paths.append(tmp_path / f"{number}.h5")
+        paths[-1].write_bytes(source.path.read_bytes())
+        with h5py.File(paths[-1], "a") as file:
+            file.attrs["model_name"] = f"{architecture}-{number}"
+            file.attrs["architecture"] = architecture
+            file.attrs["parameters"] = np.int64(parameters)
+            file["summary/classification"][()] = classification
+    return json.loads(report(*paths, "--format", "json"))["finding"]
+
+
+def test_finding(results, tmp_path):
+    one = results["systematic"]
+    both = finding(tmp_path, (one, "gpt_oss", 20, 2), (one, "gpt_oss", 117, 2), (one, "olmoe", 7, 1), (one, "glm", 106, 1))
+    assert both["only_gpt_oss_is_systematic"] and both["architecture_matters_more_than_size"]
+    assert "SYSTEMATIC: gpt_oss-0, gpt_oss-1; PROBABILISTIC: olmoe-2, glm-3." in both["text"]
+    by_size = finding(tmp_path, (one, "gpt_oss", 117, 2), (one, "olmoe", 7, 1))
+    assert by_size["only_gpt_oss_is_systematic"] and not by_size["architecture_matters_more_than_size"]
+    mixed = finding(tmp_path, (one, "gpt_oss", 20, 2), (one, "gpt_oss", 117, 1), (one, "glm", 106, 1))
+    assert not mixed["only_gpt_oss_is_systematic"] and not mixed["architecture_matters_more_than_size"]
+    other = finding(tmp_path, (one, "olmoe", 7, 2), (one, "glm", 106, 1))
+    assert not other["only_gpt_oss_is_systematic"] and other["architecture_matters_more_than_size"]
+    missing = finding(tmp_path, (one, "gpt_oss", 20, 2), (one, "gpt_oss", 117, 2))
+    assert not missing["only_gpt_oss_is_systematic"] and "a probabilistic model is missing" in missing["text"]
+
+
+def test_finding_needs_the_same_criteria(results):
+    found = json.loads(report(results["systematic"].path, results["dense"].path, "--format", "json"))["finding"]
+    assert not found["comparable"] and found["text"].startswith("Not comparable")

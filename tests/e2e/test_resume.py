@@ -118,6 +118,7 @@ CASES = (
     {"engine": {"partition": "interleaved"}, "output": {"activations": (1, 4)}},
     {"engine": {"micro_batch": 2, "precision": "fp32"}, "output": {"activations": "all"}},
     {"analysis": {"perplexity": False}},
+    {"analysis": {"thresholds": (2.5, 1.5, 3.0)}, "output": {"activations": (2,)}},
 )
 
 
@@ -264,6 +265,10 @@ def assert_refused(folder, args, *texts):
 
 OTHERS = (
     ("analysis.threshold=3", "analysis.threshold has changed since the run was interrupted: 2.5, now 3.0 ("),
+    (
+        "analysis.thresholds=2.5, 3.0",
+        "analysis.thresholds has changed since the run was interrupted: ( 2.5 ), now ( 2.5, 3.0 ) (",
+    ),
     ("analysis.perplexity=false", "analysis.perplexity has changed"),
     ("data.skip=1", "data.skip has changed since the run was interrupted: 0, now 1 ("),
     ("data.length=128", "data.length has changed"),

@@ -235,13 +235,13 @@ static void losses_and_routing_out_of_range(void **state) {
 static void shapes_out_of_range(void **state) {
   (void)state;
   const mo_criteria criteria = {6.0, 0.25, 0.06, 1.0};
-  const mo_analysis_shape shapes[] = {{0, 1, 1, 1, 0, criteria},
-                                      {1, 0, 1, 1, 0, criteria},
-                                      {1, 1, 0, 1, 0, criteria},
-                                      {1, 1, 1, -1, 0, criteria},
-                                      {1, 1, 1, 1, -1, criteria},
-                                      {INT64_MAX, 1, 1, 1, 0, criteria},
-                                      {1, INT32_MAX, INT32_MAX, INT32_MAX, 0, criteria}};
+  const mo_analysis_shape shapes[] = {{0, 1, 1, 1, 0, criteria, {0, 0}, false, false},
+                                      {1, 0, 1, 1, 0, criteria, {0, 0}, false, false},
+                                      {1, 1, 0, 1, 0, criteria, {0, 0}, false, false},
+                                      {1, 1, 1, -1, 0, criteria, {0, 0}, false, false},
+                                      {1, 1, 1, 1, -1, criteria, {0, 0}, false, false},
+                                      {INT64_MAX, 1, 1, 1, 0, criteria, {0, 0}, false, false},
+                                      {1, INT32_MAX, INT32_MAX, INT32_MAX, 0, criteria, {0, 0}, false, false}};
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
     mo_accumulator *accumulator;
     assert_error(mo_accumulator_new(&accumulator, &shapes[i]), MO_INVALID, "is out of range (analysis)");

@@ -26,7 +26,7 @@ typedef struct {
 } dense;
 
 static UNUSED dense dense_new(int64_t L, int64_t N, int64_t S, int64_t H) {
-  dense d = {{L, N, S, H, 0, {6.0, 0.25, 0.06, 1.0}}, L, N, S, H, NULL};
+  dense d = {{L, N, S, H, 0, {6.0, 0.25, 0.06, 1.0}, {0, 0}, false, false}, L, N, S, H, NULL};
   d.x = calloc((size_t)(2 * L * N * S * H), sizeof *d.x);
   assert_non_null(d.x);
   return d;
@@ -70,11 +70,12 @@ typedef struct {
 
 static UNUSED void reduced_free(reduced *r) {
   void *owned[] = {r->s.count, r->s.positive, r->s.min,      r->s.max,        r->s.sum_abs,
-                   r->s.sum,   r->s.max_abs,  r->s.outliers, r->s.sum_squares};
+                   r->s.sum,   r->s.max_abs,  r->s.outliers, r->s.sum_squares,
+                   r->s.position, r->s.first};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
-static UNUSED void reduce_value(mo_site_statistics *r, const dense *d, int64_t b, int64_t h, float x) {
+static UNUSED void reduce_value(mo_site_statistics *r, const dense *d, int64_t b, int64_t s, int64_t h, float x) {
   int64_t i = b * d->H + h;
   r->sum[b] += (double)x;
   r->sum_squares[b] += (double)x * (double)x;
@@ -83,9 +84,20 @@ static UNUSED void reduce_value(mo_site_statistics *r, const dense *d, int64_t b
   if (r->count[i] == 0 || x < r->min[i]) r->min[i] = x;
   if (r->count[i] == 0 || x > r->max[i]) r->max[i] = x;
   r->count[i]++;
+  r->first[i] |= s == 0;
   r->positive[i] += x > 0;
   r->sum_abs[i] += fabs((double)x);
   r->outliers[r->n_outliers++] = (mo_outlier){(int32_t)h, x};
+}
+
+/* Position of the largest magnitude; of equal ones a positive one, then the first. */
+static UNUSED int64_t top_position(const dense *d, int64_t place, int64_t n, int64_t h) {
+  int64_t top = 0;
+  for (int64_t s = 1; s < d->S; s++) {
+    float x = *at(d, place, n, s, h), best = *at(d, place, n, top, h);
+    if (fabsf(x) > fabsf(best) || (fabsf(x) == fabsf(best) && x > best)) top = s;
+  }
+  return top;
 }
 
 static UNUSED reduced reduce_batch(const dense *d, int64_t place, int64_t first, int64_t B) {
@@ -97,6 +109,8 @@ static UNUSED reduced reduce_batch(const dense *d, int64_t place, int64_t first,
                      .min = malloc(cells * sizeof(float)),
                      .max = malloc(cells * sizeof(float)),
                      .sum_abs = calloc(cells, sizeof(double)),
+                     .position = calloc(cells, sizeof(int32_t)),
+                     .first = calloc(cells, 1),
                      .sum = calloc(b_size, sizeof(double)),
                      .sum_squares = calloc(b_size, sizeof(double)),
                      .max_abs = calloc(b_size, sizeof(float)),
@@ -105,7 +119,9 @@ static UNUSED reduced reduce_batch(const dense *d, int64_t place, int64_t first,
   memset(r.s.max, 0xff, cells * sizeof(float));
   for (int64_t b = 0; b < B; b++)
     for (int64_t s = 0; s < d->S; s++)
-      for (int64_t h = 0; h < d->H; h++) reduce_value(&r.s, d, b, h, *at(d, place, first + b, s, h));
+      for (int64_t h = 0; h < d->H; h++) reduce_value(&r.s, d, b, s, h, *at(d, place, first + b, s, h));
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t h = 0; h < d->H; h++) r.s.position[b * d->H + h] = (int32_t)top_position(d, place, first + b, h);
   return r;
 }
 

@@ -403,6 +403,8 @@ static void compare_site_row(const dense *d, int64_t place, const mo_site_row *r
   assert_same(row->max, high);
   assert_same(row->max_abs, fmaxf(fabsf(low), fabsf(high)));
   assert_same(row->mean_abs, (float)(sum_abs / count));
+  assert_int_equal(row->position, top_position(d, place, row->sequence, row->feature));
+  assert_int_equal(row->first, is_outlier(d, *at(d, place, row->sequence, 0, row->feature)));
 }
 
 static void rows_of_a_site(void **state) {

@@ -13,14 +13,16 @@ static bool rounds_scores(const attention_case *c) { return c->D != 64 && c->D !
 
 static double between(const attention_case *c, double x) { return rounds_scores(c) ? rounded(x) : x; }
 
-/* Probabilities of the keys first..last for one query (scores in p), with a sink's share taken away. */
-static void naive_softmax(const attention_case *c, double *p, int64_t n, const double *sink) {
-  double top = sink ? *sink : -INFINITY, sum;
+/* Probabilities of the keys first..last for one query (scores in p), with a sink's share taken away. The largest, unrounded. */
+static double naive_softmax(const attention_case *c, double *p, int64_t n, const double *sink) {
+  double top = sink ? *sink : -INFINITY, likeliest = 0, sum;
   for (int64_t j = 0; j < n; j++) top = fmax(top, p[j]);
   for (int64_t j = 0; j < n; j++) p[j] = exp(c->softmax_bf16 ? between(c, p[j] - top) : p[j] - top);
   sum = sink ? exp(c->softmax_bf16 ? between(c, *sink - top) : *sink - top) : 0;
   for (int64_t j = 0; j < n; j++) sum += p[j];
+  for (int64_t j = 0; j < n; j++) likeliest = fmax(likeliest, p[j] / sum);
   for (int64_t j = 0; j < n; j++) p[j] = between(c, p[j] / sum);
+  return likeliest;
 }
 
 /* What may change an output: float32 sums; in bf16 runs two scores or probabilities on the other side of a rounding boundary, or,
@@ -32,9 +34,16 @@ static double slack_of(const attention_case *c, double largest_score, double lar
   return (0x1.1p-8 + (strcmp(op->name, "cuda") == 0 ? 0 : 0x1p-7 * largest_score)) * magnitude;
 }
 
-/* One query of one head; rows are `kv` wide apart. */
+/* The same of the largest probability: two scores on the other side of a rounding boundary, or rounded where the reference's are
+ * not; else float32 sums. */
+static double top_slack_of(const attention_case *c, double largest_score, double likeliest) {
+  bool exact = !bf16 || (!rounds_scores(c) && strcmp(op->name, "cuda") == 0);
+  return likeliest * (exact ? 4e-6 * (1 + largest_score) : 0x1p-6 * (1 + largest_score));
+}
+
+/* One query of one head; rows are `kv` wide apart. top: the largest probability, and its slack. */
 static void naive_query(const attention_case *c, const double *q, const double *k, const double *v, int64_t n,
-                        const double *sink, double *out, double *slack) {
+                        const double *sink, double *out, double *slack, double top[2]) {
   int64_t D = c->D, kv = c->kv_heads * D;
   double p[512], scale = (double)(float)(1 / sqrt((double)D)), largest_score = 0;
   assert_true(n <= 512);
@@ -47,7 +56,8 @@ static void naive_query(const attention_case *c, const double *q, const double *
     p[j] = between(c, between(c, score) * scale);
     largest_score = fmax(largest_score, magnitude * scale);
   }
-  naive_softmax(c, p, n, sink);
+  top[0] = naive_softmax(c, p, n, sink);
+  top[1] = top_slack_of(c, largest_score, top[0]);
   for (int64_t d = 0; d < D; d++) {
     double sum = 0, magnitude = 0, largest = 0;
     for (int64_t j = 0; j < n; j++) {
@@ -62,7 +72,7 @@ static void naive_query(const attention_case *c, const double *q, const double *
 }
 
 static void naive_attention(const attention_case *c, const double *q, const double *k, const double *v,
-                            const double *sinks, double *out, double *slack) {
+                            const double *sinks, double *out, double *slack, double *top) {
   int64_t D = c->D, kv = c->kv_heads * D;
   for (int64_t b = 0; b < c->B; b++)
     for (int64_t s = 0; s < c->S; s++)
@@ -70,13 +80,22 @@ static void naive_attention(const attention_case *c, const double *q, const doub
         int64_t first = c->window > 0 && s - c->window + 1 > 0 ? s - c->window + 1 : 0;
         int64_t key = (b * c->S + first) * kv + h / (c->heads / c->kv_heads) * D;
         int64_t at = ((b * c->S + s) * c->heads + h) * D;
-        naive_query(c, q + at, k + key, v + key, s - first + 1, sinks ? sinks + h : NULL, out + at, slack + at);
+        naive_query(c, q + at, k + key, v + key, s - first + 1, sinks ? sinks + h : NULL, out + at, slack + at,
+                    top + 2 * (at / D));
       }
 }
 
+static void check_top(const attention_case *c, const float *got, const double *want) {
+  hash(got, (size_t)(c->B * c->S * c->heads) * sizeof *got);
+  for (int64_t i = 0; i < c->B * c->S * c->heads; i++)
+    if (!(fabs((double)got[i] - want[2 * i]) <= want[2 * i + 1]))
+      fail_msg("largest probability %lld is %.9g, expected %.9g +- %.3g", (long long)i, (double)got[i], want[2 * i],
+               want[2 * i + 1]);
+}
+
 static void check_case(attention_case c) {
-  int64_t n_q = c.B * c.S * c.heads * c.D, n_kv = c.B * c.S * c.kv_heads * c.D;
-  double *q, *k, *v, *sinks = NULL, *want = doubles(n_q), *slack = doubles(n_q);
+  int64_t n_tops = c.B * c.S * c.heads, n_q = n_tops * c.D, n_kv = c.B * c.S * c.kv_heads * c.D;
+  double *q, *k, *v, *sinks = NULL, *want = doubles(n_q), *slack = doubles(n_q), *tops = doubles(2 * n_tops);
   void *queries = random_activations(n_q, c.scale_of_q > 0 ? c.scale_of_q : 2, &q);
   void *keys = random_activations(n_kv, 2, &k), *values = random_activations(n_kv, 1, &v), *out = activations_out(n_q);
   mo_model_spec spec = {.attention = {.heads = c.heads,
@@ -87,10 +106,16 @@ static void check_case(attention_case c) {
                                       .scale = (float)(1 / sqrt((double)c.D))}};
   mo_weight sink = {0};
   if (c.sinks) sink = random_weight(MO_BF16, 1, c.heads, 2, &sinks);
-  naive_attention(&c, q, k, v, sinks, want, slack);
-  ok(op->attention(be, &spec, c.window, c.sinks ? &sink : NULL, queries, keys, values, c.B, c.S, out));
+  float *top = device_memory((size_t)n_tops * sizeof *top);
+  naive_attention(&c, q, k, v, sinks, want, slack, tops);
+  ok(op->attention(be, &spec, c.window, c.sinks ? &sink : NULL, queries, keys, values, c.B, c.S, out, top));
   expect_close("attention", result(out, n_q), want, n_q,
                (closeness){.ulps = 1, .unequal = rounds_scores(&c) ? 0.03 : 1, .slack = slack});
+  check_top(&c, downloaded(top, (size_t)n_tops * sizeof *top), tops);
+  /* The same output where it is not asked for. */
+  float *with_top = result(out, n_q);
+  ok(op->attention(be, &spec, c.window, c.sinks ? &sink : NULL, queries, keys, values, c.B, c.S, out, NULL));
+  assert_memory_equal(result(out, n_q), with_top, (size_t)n_q * sizeof *with_top);
 }
 
 static void each_ratio_of_heads(void **state) {
@@ -171,7 +196,7 @@ static void equal_keys_average(void **state) {
   mo_model_spec spec = {.attention = {.heads = 1, .kv_heads = 1, .head_dim = D, .scale = 0.7071068f}};
   void *queries = activations(q, S * D), *keys = activations(k, S * D), *values = activations(v, S * D);
   void *out = activations_out(S * D);
-  ok(op->attention(be, &spec, 0, NULL, queries, keys, values, 1, S, out));
+  ok(op->attention(be, &spec, 0, NULL, queries, keys, values, 1, S, out, NULL));
   expect_close("attention", result(out, S * D), want, S * D, (closeness){.relative = 1e-6, .ulps = 1, .unequal = 1});
 }
 

@@ -49,7 +49,7 @@ static void run_model(const mo_model_spec *spec, mo_backend *backend, int64_t B,
   assert_true(x && nll && ids && positions);
   for (int64_t i = 0; i < B * S; i++) ids[i] = (int32_t)(i * 7 % spec->vocab);
   watcher w = {backend, positions, B, S, spec->hidden};
-  mo_layer_observer observer = {&w, on_site, on_routing, NULL};
+  mo_layer_observer observer = {.context = &w, .site = on_site, .routing = on_routing, .settle = NULL};
   for (int64_t stage = 0; stage < N; stage++) {
     const mo_stage_weights *weights;
     ok(mo_streamer_acquire(streamer, stage, &weights, NULL, NULL));
@@ -58,7 +58,7 @@ static void run_model(const mo_model_spec *spec, mo_backend *backend, int64_t B,
     else if (stage < N - 1)
       ok(mo_layer_forward(workspace, stage - 1, weights, x, B, &observer));
     else
-      ok(mo_head_forward(workspace, weights, x, B, ids, nll));
+      ok(mo_head_forward(workspace, weights, x, B, ids, nll, NULL));
     mo_streamer_release(streamer, stage);
   }
   free(x);

@@ -227,6 +227,90 @@ static void fused_experts_with_biases(void **state) {
   }
 }
 
+/* --- statistics of experts --- */
+
+static void expect_peaks(const float *peaks, const double *values, int64_t rows, int64_t width) {
+  const float *got = downloaded(peaks, (size_t)rows * sizeof *got);
+  for (int64_t r = 0; r < rows; r++) {
+    double peak = 0;
+    for (int64_t h = 0; h < width; h++) peak = fabs(values[r * width + h]) > peak ? fabs(values[r * width + h]) : peak;
+    assert_true(got[r] == peak);
+  }
+}
+
+/* A NaN does not count, an infinity does; widths of one value, of whole packs, and of neither. */
+static void peaks_of_rows(void **state) {
+  (void)state;
+  static const int64_t widths[] = {1, 7, 64, 100, 1031};
+  for (int i = 0; i < 5; i++) {
+    int64_t rows = 37, width = widths[i];
+    double *x = doubles(rows * width);
+    for (int64_t k = 0; k < rows * width; k++) x[k] = rounded(uniform(-9, 9));
+    x[0] = NAN;
+    x[rows * width - 1] = -INFINITY;
+    void *values = activations(x, rows * width);
+    float *peaks = device_memory((size_t)rows * sizeof *peaks);
+    ok(op->row_peaks(be, values, rows, width, peaks));
+    expect_peaks(peaks, x, rows, width);
+  }
+}
+
+/* By loops over the expert's tokens; peaks are few different numbers, so that many are equal. */
+static mo_expert_sums naive_sums(const scene *s, const double *x, const int32_t *chosen, const float *peaks, int64_t e,
+                                 double threshold) {
+  int64_t T = s->c.T, K = s->c.K, H = s->c.H;
+  mo_expert_sums sums = {.max_row = -1};
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t j = 0; j < (e < s->c.E ? K : 1); j++) {
+      int64_t outliers = 0;
+      if (e < s->c.E && chosen[t * K + j] != e) continue;
+      for (int64_t h = 0; h < H; h++) outliers += fabs(x[t * H + h]) >= threshold;
+      float peak = peaks[e < s->c.E ? s->place[t * K + j] : t];
+      sums.outlier_values += outliers;
+      sums.outlier_tokens += outliers > 0;
+      if (sums.max_row >= 0 && peak <= sums.max_output) continue;
+      sums.max_output = peak;
+      sums.max_row = (int32_t)t;
+    }
+  return sums;
+}
+
+static void check_expert_statistics(moe_case c, bool shared) {
+  scene s;
+  open_scene(&s, c);
+  int64_t T = c.T, K = c.K, H = c.H, n = c.E + shared;
+  double *x = doubles(T * H), threshold = 6;
+  float *peaks = host_memory(T * K + T, sizeof *peaks);
+  int32_t *chosen = random_choices(&s.c);
+  for (int64_t i = 0; i < T * H; i++) x[i] = random_below(9) ? rounded(uniform(-6, 6)) : random_below(2) ? 6 : -7;
+  for (int64_t t = 0; t < T; t++) /* and tokens without any */
+    for (int64_t h = 0; h < H && t % 3 == 0; h++) x[t * H + h] = 1;
+  for (int64_t i = 0; i < T * K + T; i++) peaks[i] = (float[]){0, 2.5f, 3e38f, INFINITY}[random_below(random_below(9) ? 2 : 4)];
+  given_routing(&s, chosen);
+  const float *there = uploaded(peaks, (size_t)(T * K + T) * sizeof *peaks);
+  void *values = activations(x, T * H);
+  mo_expert_statistics got;
+  ok(op->expert_statistics(be, &s.spec, values, T, (float)threshold, &s.routing, there, shared ? there + T * K : NULL));
+  ok(op->expert_results(be, &got));
+  assert_int_equal(got.n, n);
+  for (int64_t e = 0; e < n; e++) {
+    mo_expert_sums want = naive_sums(&s, x, chosen, e < c.E ? peaks : peaks + T * K, e, threshold);
+    assert_int_equal(got.experts[e].outlier_values, want.outlier_values);
+    assert_int_equal(got.experts[e].outlier_tokens, want.outlier_tokens);
+    assert_int_equal(got.experts[e].max_row, want.max_row);
+    assert_true(got.experts[e].max_output == want.max_output);
+  }
+}
+
+static void statistics_of_experts(void **state) {
+  (void)state;
+  check_expert_statistics((moe_case){.T = 53, .E = 8, .K = 4, .H = 31}, false);
+  check_expert_statistics((moe_case){.T = 700, .E = 3, .K = 2, .H = 64}, true);
+  check_expert_statistics((moe_case){.T = 41, .E = 300, .K = 3, .H = 8}, true); /* most are dead */
+  check_expert_statistics((moe_case){.T = 1, .E = 257, .K = 1, .H = 1}, false);
+  check_expert_statistics((moe_case){.T = 2050, .E = 1, .K = 1, .H = 16}, true);
+}
+
 /* --- combine --- */
 
 /* Sums in ascending order of expert, whatever the order of the slots; products and partial sums round. Weights of 16
@@ -251,7 +335,9 @@ static void combine_in_order_of_expert(void **state) {
           want[t * H + h] = rounded(want[t * H + h] + product);
           slack[t * H + h] += bf16 ? 0 : 2e-7 * fabs(product);
         }
-  ok(op->combine(be, &s.spec, rows, &s.routing, T, out));
+  float *peaks = device_memory((size_t)(T * K) * sizeof *peaks);
+  ok(op->combine(be, &s.spec, rows, &s.routing, T, peaks, out));
+  expect_peaks(peaks, values, T * K, H);
   expect_close("combine", result(out, T * H), want, T * H, (closeness){.slack = slack});
 
   double *residual;
@@ -260,7 +346,9 @@ static void combine_in_order_of_expert(void **state) {
     want[i] = rounded(want[i] + residual[i]);
     slack[i] += bf16 ? 0 : 2e-7 * fabs(residual[i]);
   }
-  ok(op->combine_add(be, &s.spec, rows, &s.routing, T, x));
+  peaks = device_memory((size_t)(T * K) * sizeof *peaks);
+  ok(op->combine_add(be, &s.spec, rows, &s.routing, T, peaks, x));
+  expect_peaks(peaks, values, T * K, H);
   expect_close("combine_add", result(x, T * H), want, T * H, (closeness){.slack = slack});
   ok(op->add(be, sum, out, T * H));
   size_t bytes = (size_t)(T * H) * (size_t)be->activation_bytes;
@@ -282,7 +370,7 @@ static void a_layer_equals_loops_over_tokens(void **state) {
   void *rows = activations_out(T * K * H), *out = activations_out(T * H);
   route(&s);
   ok(op->experts(be, &s.spec, &s.weights, s.rows, &s.routing, 0, s.c.E, rows));
-  ok(op->combine(be, &s.spec, rows, &s.routing, T, out));
+  ok(op->combine(be, &s.spec, rows, &s.routing, T, NULL, out));
   for (int64_t t = 0; t < T; t++)
     for (int64_t j = 0; j < K; j++) {
       naive_expert(&s, s.x + t * H, s.expert[t * K + j], y, dy, scratch);
@@ -303,6 +391,7 @@ int main(int argc, char **argv) {
       VARIANTS(experts_with_all_rows_or_none), VARIANTS(experts_in_parts),
       VARIANTS(experts_of_many_rows),          VARIANTS(fused_experts_with_biases),
       VARIANTS(combine_in_order_of_expert),    VARIANTS(a_layer_equals_loops_over_tokens),
+      VARIANTS(peaks_of_rows),                 VARIANTS(statistics_of_experts),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -294,6 +294,37 @@ static void rope_keeps_position_zero(void **state) {
   expect_close("rope", result(values, 8), x, 8, (closeness){0});
 }
 
+static void zeroed_features(void **state) {
+  (void)state;
+  static const int32_t features[] = {0, 3, 7, 64, 66};
+  int64_t T = 37, H = 67;
+  double *want;
+  void *x = random_activations(T * H, 3, &want);
+  for (int64_t t = 0; t < T; t++)
+    for (int i = 0; i < 5; i++) want[t * H + features[i]] = 0;
+  ok(op->zero_features(be, x, T, H, uploaded(features, sizeof features), 5));
+  const float *got = result(x, T * H);
+  for (int64_t i = 0; i < T * H; i++) assert_true((double)got[i] == want[i]);
+}
+
+static void sums_of_rows(void **state) {
+  (void)state;
+  static const int64_t shapes[][2] = {{1, 1}, {3, 255}, {5, 256}, {2, 257}, {4, 70001}};
+  for (int i = 0; i < 5; i++) {
+    int64_t rows = shapes[i][0], width = shapes[i][1];
+    float *x = host_memory(rows * width, sizeof *x);
+    for (int64_t j = 0; j < rows * width; j++) x[j] = (float)uniform(0, 1);
+    double *sums = device_memory((size_t)rows * sizeof *sums);
+    ok(op->row_sums(be, uploaded(x, (size_t)(rows * width) * sizeof *x), rows, width, sums));
+    const double *got = downloaded(sums, (size_t)rows * sizeof *got);
+    for (int64_t r = 0; r < rows; r++) {
+      long double want = 0;
+      for (int64_t j = 0; j < width; j++) want += x[r * width + j];
+      assert_true(fabs(got[r] - (double)want) <= 1e-13 * (double)want);
+    }
+  }
+}
+
 int main(int argc, char **argv) {
   int skipped = choose_backend(argc, argv);
   if (skipped) return skipped;
@@ -307,6 +338,8 @@ int main(int argc, char **argv) {
       VARIANTS(linear_of_many_columns),
       VARIANTS(linear_of_many_rows),
       VARIANTS(clamp_both_sides),
+      VARIANTS(zeroed_features),
+      VARIANTS(sums_of_rows),
       VARIANTS(add_rounds_once),
       VARIANTS(glu_rounds_twice),
       VARIANTS(glu_of_large_gates),

@@ -135,6 +135,16 @@ typedef struct {
   bool sinks;
 } attention_case;
 
+/* Of the largest score's size, some 10: see below. */
+static void expect_same_tops(twin top, int64_t n) {
+  const float *got = downloaded(top.here, (size_t)n * sizeof *got), *want = top.cpu;
+  for (int64_t i = 0; i < n; i++) {
+    double error = fabs((double)got[i] - (double)want[i]);
+    if (!(error <= (bf16 ? 0x1p-4 : 1e-4) * (double)want[i]))
+      fail_msg("largest probability %lld is %.9g, on the cpu %.9g", (long long)i, (double)got[i], (double)want[i]);
+  }
+}
+
 /* Tensor cores leave scores in float32 where the cpu rounds them: a score of s is 2^-8 s off, and a probability by that factor;
  * a softmax over scores of size 1 thus differs by some 2^-8 of the values' size, and of 10^6 results some by ten times that. */
 static void attention_case_of(attention_case c) {
@@ -146,10 +156,17 @@ static void attention_case_of(attention_case c) {
                                       .softmax_bf16 = c.sinks,
                                       .scale = (float)(1 / sqrt((double)c.D))}};
   twin q = twin_random(n_q, 1.5), k = twin_random(n_kv, 1.5), v = twin_random(n_kv, 1), out = twin_out(n_q);
+  twin top = twin_memory((size_t)(rows * c.heads) * sizeof(float));
   twin_weight sink = twin_matrix(MO_BF16, 1, c.heads, 2);
-  ok(op->attention(be, &spec, c.window, c.sinks ? &sink.here : NULL, q.here, k.here, v.here, c.B, c.S, out.here));
-  ok(cpu_op->attention(cpu, &spec, c.window, c.sinks ? &sink.cpu : NULL, q.cpu, k.cpu, v.cpu, c.B, c.S, out.cpu));
+  ok(op->attention(be, &spec, c.window, c.sinks ? &sink.here : NULL, q.here, k.here, v.here, c.B, c.S, out.here, NULL));
+  ok(cpu_op->attention(cpu, &spec, c.window, c.sinks ? &sink.cpu : NULL, q.cpu, k.cpu, v.cpu, c.B, c.S, out.cpu,
+                       top.cpu));
   expect_same("attention", out, n_q, (nearness){.ulps = 2, .spread = 0x3p-6, .unequal = 1});
+  const float *alone = result(out.here, n_q);
+  ok(op->attention(be, &spec, c.window, c.sinks ? &sink.here : NULL, q.here, k.here, v.here, c.B, c.S, out.here,
+                   top.here));
+  assert_memory_equal(result(out.here, n_q), alone, (size_t)n_q * sizeof *alone);
+  expect_same_tops(top, rows * c.heads);
 }
 
 static void attention_of_each_head_size(void **state) {

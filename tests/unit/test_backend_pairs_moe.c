@@ -405,10 +405,41 @@ static void combine(void **state) {
         .T = combine_sizes[i][0], .E = combine_sizes[i][1], .K = combine_sizes[i][2], .H = combine_sizes[i][3]};
     mo_model_spec spec = moe_spec(c.E, c.K, c.H, 1);
     twin_routing routing = given_routing(&c, true);
-    twin rows = twin_random(c.T * c.K * c.H, 3), out = twin_out(c.T * c.H);
-    ok(op->combine(be, &spec, rows.here, &routing.here, c.T, out.here));
-    ok(cpu_op->combine(cpu, &spec, rows.cpu, &routing.cpu, c.T, out.cpu));
+    twin rows = twin_random(c.T * c.K * c.H, 3), out = twin_out(c.T * c.H), plain = twin_out(c.T * c.H);
+    twin peaks = twin_memory((size_t)(c.T * c.K) * sizeof(float));
+    ok(op->combine(be, &spec, rows.here, &routing.here, c.T, peaks.here, out.here));
+    ok(cpu_op->combine(cpu, &spec, rows.cpu, &routing.cpu, c.T, peaks.cpu, out.cpu));
     expect_same("combine", out, c.T * c.H, exactly);
+    expect_same_bytes("peaks", peaks, (size_t)(c.T * c.K) * sizeof(float));
+    plain.cpu = out.cpu;
+    ok(op->combine(be, &spec, rows.here, &routing.here, c.T, NULL, plain.here));
+    expect_same("combine without peaks", plain, c.T * c.H, exactly);
+  }
+}
+
+/* Of a micro-batch with what combine and row_peaks find in it: the same numbers. */
+static void expert_statistics(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof combine_sizes / sizeof combine_sizes[0]; i++) {
+    expert_case c = {
+        .T = combine_sizes[i][0], .E = combine_sizes[i][1], .K = combine_sizes[i][2], .H = combine_sizes[i][3]};
+    int64_t n = c.T * c.H;
+    mo_model_spec spec = moe_spec(c.E, c.K, c.H, 1);
+    twin_routing routing = given_routing(&c, true);
+    twin x = twin_values(random_values(n, 3, 30), n), rows = twin_random(n * c.K, 3), out = twin_random(n, 1);
+    twin peaks = twin_memory((size_t)(c.T * c.K) * sizeof(float)), shared = twin_memory((size_t)c.T * sizeof(float));
+    mo_expert_statistics got, want;
+    ok(op->combine_add(be, &spec, rows.here, &routing.here, c.T, peaks.here, out.here));
+    ok(cpu_op->combine_add(cpu, &spec, rows.cpu, &routing.cpu, c.T, peaks.cpu, out.cpu));
+    ok(op->row_peaks(be, x.here, c.T, c.H, shared.here));
+    ok(cpu_op->row_peaks(cpu, x.cpu, c.T, c.H, shared.cpu));
+    ok(op->expert_statistics(be, &spec, x.here, c.T, 6, &routing.here, peaks.here, i % 2 ? shared.here : NULL));
+    ok(cpu_op->expert_statistics(cpu, &spec, x.cpu, c.T, 6, &routing.cpu, peaks.cpu, i % 2 ? shared.cpu : NULL));
+    ok(op->expert_results(be, &got));
+    ok(cpu_op->expert_results(cpu, &want));
+    assert_int_equal(got.n, want.n);
+    assert_memory_equal(got.experts, want.experts, (size_t)want.n * sizeof *want.experts);
+    expect_same_bytes("row_peaks", shared, (size_t)c.T * sizeof(float));
   }
 }
 
@@ -426,12 +457,12 @@ static void combine_add(void **state) {
       if (random_below(9) == 0) before[j] = (float[]){0, -0.0f, INFINITY, -INFINITY}[random_below(4)];
     twin rows = twin_random(c.T * c.K * c.H, 3), x = twin_values(before, n), sum = twin_values(before, n);
     void *apart = activations_out(n);
-    ok(op->combine_add(be, &spec, rows.here, &routing.here, c.T, x.here));
-    ok(op->combine(be, &spec, rows.here, &routing.here, c.T, apart));
+    ok(op->combine_add(be, &spec, rows.here, &routing.here, c.T, NULL, x.here));
+    ok(op->combine(be, &spec, rows.here, &routing.here, c.T, NULL, apart));
     ok(op->add(be, sum.here, apart, n));
     size_t bytes = (size_t)n * (size_t)be->activation_bytes;
     assert_memory_equal(downloaded(x.here, bytes), downloaded(sum.here, bytes), bytes);
-    ok(cpu_op->combine_add(cpu, &spec, rows.cpu, &routing.cpu, c.T, x.cpu));
+    ok(cpu_op->combine_add(cpu, &spec, rows.cpu, &routing.cpu, c.T, NULL, x.cpu));
     expect_same("combine_add", x, n, exactly);
   }
 }
@@ -453,6 +484,7 @@ int main(int argc, char **argv) {
       PAIR_VARIANTS(a_single_expert),
       PAIR_VARIANTS(combine),
       PAIR_VARIANTS(combine_add),
+      PAIR_VARIANTS(expert_statistics),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

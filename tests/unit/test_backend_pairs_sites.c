@@ -30,9 +30,11 @@ static mo_outlier *sorted_outliers(const mo_site_statistics *s) {
 static void expect_cells(const mo_site_statistics *got, const mo_site_statistics *want, int64_t cells) {
   assert_memory_equal(got->count, want->count, (size_t)cells * sizeof *got->count);
   assert_memory_equal(got->positive, want->positive, (size_t)cells * sizeof *got->positive);
+  assert_memory_equal(got->first, want->first, (size_t)cells * sizeof *got->first);
   for (int64_t i = 0; i < cells; i++) {
     if (want->count[i] == 0) continue;
     assert_true(got->min[i] == want->min[i] && got->max[i] == want->max[i]);
+    assert_int_equal(got->position[i], want->position[i]);
     assert_true(both_nan_or(got->sum_abs[i], want->sum_abs[i], 1e-13 * want->sum_abs[i]));
   }
 }
@@ -118,10 +120,12 @@ static void check_nll(nll_case c, double scale) {
   twin x = twin_random(rows * c.H, scale);
   int32_t *ids = host_memory(rows, sizeof *ids);
   float *got = host_memory(n + 1, sizeof *got), *want = host_memory(n + 1, sizeof *want);
+  float *got_top = host_memory(n + 1, sizeof *got_top), *want_top = host_memory(n + 1, sizeof *want_top);
   for (int64_t i = 0; i < rows; i++) ids[i] = (int32_t)(random_below(8) ? random_below(c.V) : c.V - 1 - i % 2 % c.V);
-  ok(op->nll(be, &lm_head.here, x.here, ids, c.B, c.S, got));
-  ok(cpu_op->nll(cpu, &lm_head.cpu, x.cpu, ids, c.B, c.S, want));
+  ok(op->nll(be, &lm_head.here, x.here, ids, c.B, c.S, got, got_top));
+  ok(cpu_op->nll(cpu, &lm_head.cpu, x.cpu, ids, c.B, c.S, want, want_top));
   hash(got, (size_t)n * sizeof *got);
+  hash(got_top, (size_t)n * sizeof *got_top);
   /* In bf16 runs the target's logit may round to its other neighbour: a step of the largest logits, for few rows. */
   double step = bf16 ? 0x1p-7 * scale * sqrt((double)c.H) * 2 : 0;
   int64_t far = 0;
@@ -130,6 +134,10 @@ static void check_nll(nll_case c, double scale) {
     if (!(error <= near + step))
       fail_msg("nll %lld is %.9g, on the cpu %.9g", (long long)i, (double)got[i], (double)want[i]);
     far += error > near;
+    double top_error = fabs((double)got_top[i] - (double)want_top[i]);
+    if (!(top_error <= (double)want_top[i] * expm1(2e-4 + 2 * step)))
+      fail_msg("largest probability %lld is %.9g, on the cpu %.9g", (long long)i, (double)got_top[i],
+               (double)want_top[i]);
   }
   assert_true(far <= 2 + n / 50);
 }

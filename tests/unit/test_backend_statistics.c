@@ -23,8 +23,8 @@ static int compare_outliers(const void *a, const void *b) {
 
 static void expect_cells(const mo_site_statistics *s, const double *x) {
   for (int cell = 0; cell < B * H; cell++) {
-    int count = 0, positive = 0;
-    double low = INFINITY, high = -INFINITY, sum = 0;
+    int count = 0, positive = 0, position = -1;
+    double low = INFINITY, high = -INFINITY, sum = 0, top = 0;
     for (int t = 0; t < S; t++) {
       double value = x[(cell / H * S + t) * H + cell % H];
       if (!is_outlier(value)) continue;
@@ -33,10 +33,15 @@ static void expect_cells(const mo_site_statistics *s, const double *x) {
       low = fmin(low, value);
       high = fmax(high, value);
       sum += fabs(value);
+      if (position >= 0 && (fabs(value) < fabs(top) || (fabs(value) == fabs(top) && value <= top))) continue;
+      position = t;
+      top = value;
     }
     assert_int_equal(s->count[cell], count);
     assert_int_equal(s->positive[cell], positive);
+    assert_int_equal(s->first[cell], is_outlier(x[cell / H * S * H + cell % H]));
     if (!count) continue;
+    assert_int_equal(s->position[cell], position);
     assert_true(s->min[cell] == low && s->max[cell] == high);
     assert_true(s->sum_abs[cell] == sum || fabs(s->sum_abs[cell] - sum) <= 1e-12 * sum);
   }
@@ -95,6 +100,7 @@ static void *filled_positions(uint64_t word) {
 static void hash_statistics(const mo_site_statistics *s) {
   hash(s->count, B * H * sizeof *s->count);
   hash(s->sum_abs, B * H * sizeof *s->sum_abs);
+  hash(s->first, B * H * sizeof *s->first);
   hash(s->sum, B * sizeof *s->sum);
   hash(s->sum_squares, B * sizeof *s->sum_squares);
   uint64_t sum = 0; /* the list may come in any order */
@@ -148,6 +154,25 @@ static void nothing_above_the_threshold(void **state) {
   expect_positions(downloaded(positions, N * H * WORDS * sizeof(uint64_t)), 0, x);
 }
 
+/* Of equal magnitudes a positive value counts, then the earlier position, also across the tiles of a GPU. */
+static void positions_of_ties(void **state) {
+  (void)state;
+  static const struct {
+    int feature, position;
+    double value;
+  } outliers[] = {{0, 3, 8},  {0, 9, 8},   {1, 0, -8}, {1, 69, 8}, {2, 66, -8}, {2, 68, -8}, {3, 2, -8},
+                  {3, 67, 7}, {4, 10, -8}, {4, 11, 8}, {4, 12, 8}, {5, 0, 6},   {5, 64, 6},  {66, 69, -6}};
+  double *x = doubles(B * S * H);
+  for (size_t i = 0; i < sizeof outliers / sizeof *outliers; i++)
+    x[((B - 1) * S + outliers[i].position) * H + outliers[i].feature] = outliers[i].value;
+  void *values = activations(x, B * S * H), *positions = filled_positions(0);
+  mo_site_statistics s = statistics_of(values, positions);
+  static const int expected[][2] = {{0, 3}, {1, 69}, {2, 66}, {3, 2}, {4, 11}, {5, 0}, {66, 69}};
+  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
+    assert_int_equal(s.position[(B - 1) * H + expected[i][0]], expected[i][1]);
+  expect_cells(&s, x);
+}
+
 /* A NaN is never an outlier value; an infinity is. */
 static void values_that_are_not_finite(void **state) {
   (void)state;
@@ -164,6 +189,9 @@ static void values_that_are_not_finite(void **state) {
   assert_int_equal(s.count[5], 2);
   assert_int_equal(s.positive[5], 1);
   assert_true(s.min[5] == -INFINITY && s.max[5] == 7 && s.max[3] == INFINITY);
+  assert_int_equal(s.position[3], 1);
+  assert_int_equal(s.position[5], 2);
+  assert_int_equal(s.first[3], 0);
   assert_true(isnan(s.sum[0]) && s.sum[1] == 0);
   expect_positions(downloaded(positions, N * H * WORDS * sizeof(uint64_t)), 0, x);
 }
@@ -176,7 +204,7 @@ typedef struct {
 
 /* slack: float32 sums; in bf16 runs also a logit of the target on the other side of a rounding boundary. */
 static void naive_nll(const nll_case *c, const double *x, const double *w, const int32_t *ids, double *nll,
-                      double *slack) {
+                      double *slack, double *likeliest) {
   double *logits = doubles(c->vocab), *errors = doubles(c->vocab);
   for (int64_t i = 0; i < c->batch * (c->length - 1); i++) {
     int64_t row = i / (c->length - 1) * c->length + i % (c->length - 1);
@@ -188,6 +216,7 @@ static void naive_nll(const nll_case *c, const double *x, const double *w, const
       largest = fmax(largest, errors[v]);
     }
     for (int64_t v = 0; v < c->vocab; v++) sum += exp(logits[v] - top);
+    likeliest[i] = 1 / sum;
     nll[i] = top + log(sum) - logits[ids[row + 1]];
     slack[i] = 2 * largest + 1e-6 * (fabs(top) + fabs(nll[i]) + 1);
   }
@@ -198,22 +227,28 @@ static void check_nll(nll_case c, double scale, bool integers) {
   int64_t rows = c.batch * c.length, n = c.batch * (c.length - 1);
   double *x = doubles(rows * c.width), *w = doubles(c.vocab * c.width), *want = doubles(n + 1), *slack = doubles(n + 1);
   int32_t *ids = host_memory(rows, sizeof *ids);
-  float *nll = host_memory(n + 1, sizeof *nll);
+  float *nll = host_memory(n + 1, sizeof *nll), *top = host_memory(n + 1, sizeof *top);
+  double *likeliest = doubles(n + 1);
   for (int64_t i = 0; i < rows * c.width; i++) x[i] = integers ? (double)random_below(5) - 2 : uniform(-scale, scale);
   for (int64_t i = 0; i < c.vocab * c.width; i++) w[i] = integers ? (double)random_below(5) / 4 - 0.5 : uniform(-1, 1);
   for (int64_t i = 0; i < rows; i++) ids[i] = (int32_t)random_below(c.vocab);
   ids[rows - 1] = (int32_t)c.vocab - 1;
   void *hidden = activations(x, rows * c.width);
   mo_weight lm_head = weight_of(MO_BF16, c.vocab, c.width, w);
-  naive_nll(&c, x, w, ids, want, slack);
-  nll[n] = 123;
-  ok(op->nll(be, &lm_head, hidden, ids, c.batch, c.length, nll));
+  naive_nll(&c, x, w, ids, want, slack, likeliest);
+  nll[n] = top[n] = 123;
+  ok(op->nll(be, &lm_head, hidden, ids, c.batch, c.length, nll, top));
   hash(nll, (size_t)n * sizeof *nll);
-  assert_true(nll[n] == 123);
+  hash(top, (size_t)n * sizeof *top);
+  assert_true(nll[n] == 123 && top[n] == 123);
   int64_t off = 0;
   for (int64_t i = 0; i < n; i++) {
     double error = fabs(nll[i] - want[i]), step = bf16 && !integers ? 0x1p-7 * (scale * (double)c.width) : 0;
     if (!(error <= slack[i] + step)) fail_msg("nll %lld is %.9g, expected %.9g", (long long)i, (double)nll[i], want[i]);
+    /* A change of logits changes the probability by that factor. */
+    double far = likeliest[i] * expm1(2 * (slack[i] + step));
+    if (!(fabs(top[i] - likeliest[i]) <= far))
+      fail_msg("largest probability %lld is %.9g, expected %.9g", (long long)i, (double)top[i], likeliest[i]);
     off += !(error <= slack[i] + (step > 0 ? 1e-4 : 0));
   }
   assert_true(off <= 1 + n / 50);
@@ -256,6 +291,7 @@ int main(int argc, char **argv) {
       VARIANTS(statistics_by_definition),   VARIANTS(positions_accumulate), VARIANTS(nothing_above_the_threshold),
       VARIANTS(values_that_are_not_finite), VARIANTS(nll_of_exact_logits),  VARIANTS(nll_of_many_tokens),
       VARIANTS(nll_of_random_logits),       VARIANTS(nll_of_large_logits),  VARIANTS(nll_of_single_tokens),
+      VARIANTS(positions_of_ties),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,6 +44,10 @@ static void test_numbers(void **state) {
   config = parsed(" analysis . threshold = 3 ");
   assert_true(config.analysis.threshold == 3.0);
   mo_config_free(&config);
+  config = parsed("analysis.thresholds=4, 8.5");
+  assert_int_equal(config.analysis.n_thresholds, 2);
+  assert_true(config.analysis.threshold == 4.0 && config.analysis.thresholds[1] == 8.5);
+  mo_config_free(&config);
   config = parsed("data.length=17");
   assert_int_equal(config.data.length, 17);
   mo_config_free(&config);

@@ -19,6 +19,9 @@ static void assert_same(const mo_config *a, const mo_config *b) {
   assert_int_equal(a->data.length, b->data.length);
   assert_int_equal(a->data.skip, b->data.skip);
   assert_memory_equal(&a->analysis.threshold, &b->analysis.threshold, sizeof(double));
+  assert_int_equal(a->analysis.n_thresholds, b->analysis.n_thresholds);
+  assert_memory_equal(a->analysis.thresholds, b->analysis.thresholds,
+                      (size_t)a->analysis.n_thresholds * sizeof(double));
   assert_memory_equal(&a->analysis.min_layer_fraction, &b->analysis.min_layer_fraction, sizeof(double));
   assert_memory_equal(&a->analysis.min_position_fraction, &b->analysis.min_position_fraction, sizeof(double));
   assert_memory_equal(&a->analysis.systematic_fraction, &b->analysis.systematic_fraction, sizeof(double));

@@ -96,6 +96,27 @@ static void test_defaults(void **state) {
   mo_config_free(&c);
 }
 
+/* One of them gives the other. */
+static void test_thresholds(void **state) {
+  (void)state;
+  mo_config c;
+  parse(&c, MODEL_DATA "output: { path = \"o\"; };\nanalysis: { threshold = 5.5; };\n");
+  assert_int_equal(c.analysis.n_thresholds, 1);
+  assert_true(c.analysis.thresholds[0] == 5.5);
+  mo_config_free(&c);
+  const char *const more[] = {"", "threshold = 7.5; "};
+  for (int i = 0; i < 2; i++) {
+    char text[256];
+    snprintf(text, sizeof text, MODEL_DATA "output: { path = \"o\"; };\nanalysis: { %sthresholds = ( 7.5, 4, 1e3 ); };\n",
+             more[i]);
+    parse(&c, text);
+    assert_int_equal(c.analysis.n_thresholds, 3);
+    assert_true(c.analysis.thresholds[0] == 7.5 && c.analysis.thresholds[1] == 4 && c.analysis.thresholds[2] == 1000);
+    assert_true(c.analysis.threshold == 7.5);
+    mo_config_free(&c);
+  }
+}
+
 static void test_activations_are_sorted_and_distinct(void **state) {
   (void)state;
   mo_config c;
@@ -212,6 +233,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_every_key_reaches_its_member),
       cmocka_unit_test(test_defaults),
+      cmocka_unit_test(test_thresholds),
       cmocka_unit_test(test_activations_are_sorted_and_distinct),
       cmocka_unit_test(test_activations_all_and_array),
       cmocka_unit_test(test_whole_number_is_accepted_for_a_float),

@@ -144,7 +144,7 @@ static mo_status on_settle(void *context) {
 
 static watcher forward(scene *s, int64_t layer, float *x) {
   watcher w = {.scene = s};
-  mo_layer_observer observer = {&w, on_site, on_routing, on_settle};
+  mo_layer_observer observer = {.context = &w, .site = on_site, .routing = on_routing, .settle = on_settle};
   ok(mo_layer_forward(s->workspace, layer, &s->layer.weights, x, B, &observer));
   return w;
 }
@@ -177,6 +177,36 @@ static void check_observer(scene *s, int64_t layer) {
   free(x);
 }
 
+/* Columns that are zeroed are 0 at both sites, the others of the first as they were; attention's largest probabilities are between
+ * that of equal ones and 1. */
+static void check_zeroed(scene *s, int64_t layer) {
+  static const int32_t zeroed[] = {1, 5};
+  int64_t heads = s->spec.attention.heads, H = s->spec.hidden;
+  bool attends = s->spec.layers[layer].mixer == MO_MIXER_ATTENTION;
+  float *x = random_rows(s), *y = random_rows(s), top[B * S * 64];
+  memcpy(y, x, (size_t)(B * S * H) * sizeof *x);
+  watcher intact = forward(s, layer, x), w = {.scene = s};
+  mo_layer_observer observer = {
+      .context = &w, .site = on_site, .routing = on_routing, .settle = on_settle, .zeroed = zeroed, .n_zeroed = 2};
+  assert_true(heads <= 64);
+  for (int64_t i = 0; i < B * S * heads; i++) top[i] = -1;
+  observer.top = top;
+  ok(mo_layer_forward(s->workspace, layer, &s->layer.weights, y, B, &observer));
+  for (int64_t t = 0; t < B * S; t++)
+    for (int64_t h = 0; h < H; h++) {
+      float before = intact.site[0][t * H + h], after = w.site[0][t * H + h];
+      assert_true(h == 1 || h == 5 ? after == 0 && w.site[1][t * H + h] == 0 : after == before);
+    }
+  for (int64_t i = 0; i < B * S * heads; i++) assert_true(attends ? top[i] > 0 && top[i] <= 1.0001f : top[i] == -1);
+  free(x);
+  free(y);
+}
+
+static void observer_can_zero_features(void **state) {
+  (void)state;
+  for_every_layer(check_zeroed);
+}
+
 static void observer_sees_two_sites_and_the_routing(void **state) {
   (void)state;
   for_every_layer(check_observer);
@@ -186,7 +216,7 @@ static void check_stop(scene *s, int64_t layer) {
   for (int at = 1; at <= 2; at++) {
     float *x = random_rows(s);
     watcher w = {.scene = s, .fail_at = at};
-    mo_layer_observer observer = {&w, on_site, on_routing, on_settle};
+    mo_layer_observer observer = {.context = &w, .site = on_site, .routing = on_routing, .settle = on_settle};
     assert_int_equal(mo_layer_forward(s->workspace, layer, &s->layer.weights, x, B, &observer), MO_FAILED);
     assert_int_equal(w.n_sites, at);
     assert_int_equal(w.n_routings, 0);
@@ -331,10 +361,10 @@ static void check_head(scene *s, int64_t layer) {
   int32_t ids[B * S];
   float *x = random_rows(s), *normed = random_rows(s), nll[B * S], want[B * S];
   for (int i = 0; i < B * S; i++) ids[i] = (int32_t)((i * 7) % s->spec.vocab);
-  ok(mo_head_forward(s->workspace, &s->head.weights, x, B, ids, nll));
+  ok(mo_head_forward(s->workspace, &s->head.weights, x, B, ids, nll, NULL));
   ok(mo_backend_cpu.norm(s->backend, &s->spec.norm, &s->head.weights.one[MO_FINAL_NORM], x, B * S, s->spec.hidden,
                          normed));
-  ok(mo_backend_cpu.nll(s->backend, &s->head.weights.one[MO_LM_HEAD], normed, ids, B, S, want));
+  ok(mo_backend_cpu.nll(s->backend, &s->head.weights.one[MO_LM_HEAD], normed, ids, B, S, want, NULL));
   assert_memory_equal(nll, want, B * (S - 1) * sizeof *nll);
   free(x);
   free(normed);
@@ -416,6 +446,7 @@ static void workspace_gives_back_what_it_got(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(observer_sees_two_sites_and_the_routing),
+      cmocka_unit_test(observer_can_zero_features),
       cmocka_unit_test(observer_can_end_the_layer),
       cmocka_unit_test(residual_stream_gains_what_each_part_adds),
       cmocka_unit_test(tokens_depend_on_earlier_ones_only),

@@ -450,6 +450,65 @@ static void micro_batch_as_asked_for(void **state) {
   mo_model_free(&spec);
 }
 
+/* Micro-batches never mix variants, and are those of the run itself in each. */
+static void variants_go_side_by_side(void **state) {
+  (void)state;
+  mo_model_spec spec = layers_of_random_cost(3);
+  mo_plan_request request = request_for(&spec, 2);
+  request.micro_batch = 4;
+  mo_plan run = made(&request);
+  request.variants = 3;
+  mo_plan pass = made(&request);
+  assert_int_equal(run.variants, 1);
+  assert_int_equal(run.n_micro, 3);
+  assert_int_equal(pass.n_micro, 9);
+  for (int64_t micro = 0; micro < 9; micro++) {
+    assert_int_equal(mo_plan_variant(&pass, micro), micro / 3);
+    assert_int_equal(mo_plan_variant(&run, micro % 3), 0);
+    assert_int_equal(mo_plan_first_sequence(&pass, micro), micro % 3 * 4);
+    assert_int_equal(mo_plan_first_sequence(&run, micro % 3), micro % 3 * 4);
+    assert_int_equal(mo_plan_batch(&pass, micro), micro % 3 == 2 ? 2 : 4);
+    assert_int_equal(mo_plan_batch(&run, micro % 3), micro % 3 == 2 ? 2 : 4);
+  }
+  assert_int_equal(pass.activation_bytes, 3 * run.activation_bytes);
+  assert_int_equal(pass.position_bytes, 0);
+  for (int64_t stage = 0; stage < run.n_stages; stage++) {
+    assert_true(fabs(pass.costs[stage].flops - 3 * run.costs[stage].flops) <= 1e-12 * pass.costs[stage].flops);
+    assert_int_equal(pass.costs[stage].bytes, run.costs[stage].bytes);
+  }
+  mo_plan_free(&run);
+  mo_plan_free(&pass);
+  mo_model_free(&spec);
+}
+
+/* The budget that a run with an ablation asks for holds its smallest pass, too. */
+static void a_budget_holds_the_ablation(void **state) {
+  (void)state;
+  mo_model_spec spec = layers_of_random_cost(3);
+  mo_plan_request request = request_for(&spec, 1), pass;
+  mo_plan plan;
+  double gigabytes;
+  request.ablates = true;
+  request.memory_bytes = 1;
+  assert_int_equal(mo_plan_make(&plan, &request), MO_INVALID);
+  assert_int_equal(
+      sscanf(strstr(mo_error_message(), "smallest that works is "), "smallest that works is %lf", &gigabytes), 1);
+  mo_error_clear();
+  request.memory_bytes = (int64_t)(gigabytes * 1e9);
+  plan = made(&request);
+  mo_plan_free(&plan);
+  pass = request;
+  pass.ablates = false;
+  pass.variants = 1;
+  plan = made(&pass);
+  assert_true(mo_plan_memory(&plan, 0) <= request.memory_bytes);
+  mo_plan_free(&plan);
+  pass.variants = 2;
+  assert_int_equal(mo_plan_make(&plan, &pass), MO_INVALID);
+  mo_error_clear();
+  mo_model_free(&spec);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_stage_once),
@@ -465,6 +524,8 @@ int main(void) {
       cmocka_unit_test(no_head_without_perplexity),
       cmocka_unit_test(micro_batch_by_default),
       cmocka_unit_test(micro_batch_as_asked_for),
+      cmocka_unit_test(variants_go_side_by_side),
+      cmocka_unit_test(a_budget_holds_the_ablation),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,7 +18,7 @@
 
 #define UNUSED __attribute__((unused))
 
-enum { L = 5, N = 3, S = 4, H = 6, E = 2, N_FEATURES = 3, N_ROWS = 2 };
+enum { L = 5, N = 3, S = 4, H = 6, E = 2, N_FEATURES = 3, N_ROWS = 2, N_POSITIONS = 3 };
 
 static mo_comm *comm;
 
@@ -54,7 +54,8 @@ static UNUSED float value_at(int64_t site, int64_t n, int64_t h, int i) {
 }
 
 static UNUSED void add_site(mo_accumulator *accumulator, int64_t site) {
-  int32_t count[N * H] = {0}, positive[N * H] = {0};
+  int32_t count[N * H] = {0}, positive[N * H] = {0}, position[N * H] = {0};
+  uint8_t first[N * H] = {0};
   float min[N * H] = {0}, max[N * H] = {0}, max_abs[N] = {0};
   double sum_abs[N * H] = {0}, sum[N] = {0}, squares[N] = {0};
   mo_outlier outliers[N * H * 3];
@@ -66,6 +67,8 @@ static UNUSED void add_site(mo_accumulator *accumulator, int64_t site) {
         min[at] = count[at] == 0 || x < min[at] ? x : min[at];
         max[at] = count[at] == 0 || x > max[at] ? x : max[at];
         count[at]++;
+        first[at] = 1;
+        position[at] = i; /* magnitudes rise with i */
         positive[at] += x > 0;
         sum_abs[at] += a;
         sum[n] += x;
@@ -80,6 +83,8 @@ static UNUSED void add_site(mo_accumulator *accumulator, int64_t site) {
                                    .min = min,
                                    .max = max,
                                    .sum_abs = sum_abs,
+                                   .position = position,
+                                   .first = first,
                                    .sum = sum,
                                    .sum_squares = squares,
                                    .max_abs = max_abs,
@@ -94,6 +99,9 @@ static UNUSED void make_tables(mo_analysis *a, bool with_rows) {
   a->features = calloc(N_FEATURES, sizeof *a->features);
   a->sequence_features = calloc(N_ROWS, sizeof *a->sequence_features);
   a->n_sites = 2 * L;
+  a->n_positions = with_rows ? N_POSITIONS : 0;
+  a->positions = calloc(N_POSITIONS, sizeof *a->positions);
+  for (int i = 0; i < N_POSITIONS && a->positions; i++) a->positions[i] = (mo_position_row){i / 2, i % 2, i + 1};
   a->sites = calloc(2 * L, sizeof *a->sites);
   a->nll = calloc(N * (S - 1), sizeof *a->nll);
   a->expert_tokens = calloc(L * E, sizeof *a->expert_tokens);
@@ -101,24 +109,30 @@ static UNUSED void make_tables(mo_analysis *a, bool with_rows) {
   for (int i = 0; i < N_FEATURES; i++)
     a->features[i] = (mo_feature){i + 1,   i + 2,           i + 3,         i + 4,  0.1 * i, 0.2 * i,
                                   0.3 * i, 7.5f + (float)i, 100 + i,       60 + i, 40,      -6.5f,
-                                  6.25f,   9.0f + (float)i, 1.0 / (i + 1), i,      i % 3};
+                                  6.25f,   9.0f + (float)i, 1.0 / (i + 1), 0.75,   i,      i % 3,
+                                  0.01,    0.02,            0.03,          0.04,   0.05,    0.06,
+                                  0.5,     0.25};
   for (int i = 0; i < N_ROWS; i++)
     a->sequence_features[i] = (mo_sequence_feature){i, 4 - i, 0.25 * i, 0.5, 11.0f, (int64_t)1 << (33 + i), 3, 2};
   for (int i = 0; i < 2 * L; i++) a->sites[i] = (mo_site_summary){i / 2, i % 2, 10 * i, 1.5f * (float)i, 0.5, 2.0, i};
   for (int i = 0; i < N * (S - 1); i++) a->nll[i] = 0.25f * (float)i;
   for (int i = 0; i < L * E; i++) a->expert_tokens[i] = ((uint64_t)1 << 40) + (uint64_t)i;
   a->perplexity = 12.75;
-  a->summary = (mo_summary){2, 1, 3, N_ROWS, 0.5, 0.25, 0.75, 0.125, MO_SYSTEMATIC};
+  a->perplexity_low = 11.5;
+  a->perplexity_high = 13.5;
+  a->summary = (mo_summary){2, 1, 3, N_ROWS, 0.5, 0.25, 0.75, 0.125, MO_SYSTEMATIC,
+                            1, 4, 0, 2,      0.1, 0.9,  0.2,  0.8,   0.3,           0.7, 0.05, 0.15};
 }
 
 /* layer l belongs to rank l % R */
 static UNUSED void fixture_new(fixture *f) {
-  *f = (fixture){.header = {"org/model-\xc3\xa9", "olmoe", "bf16", "cpu", "model: { };\n", L, H, E, N, S, 0, 6.0}};
+  *f = (fixture){.header = {"org/model-\xc3\xa9", "olmoe", "bf16", "cpu", "model: { };\n", L, H, E, N, S, 0,
+                             6.0, 0.25, 0.06, 1.0, {100, 7}, 1234567890123, 123456789, 1}};
   f->header.n_ranks = mo_comm_size(comm);
   f->tokens = (mo_tokens){.ids = calloc(N * S, sizeof(int32_t)), .n_sequences = N, .length = S};
   assert_non_null(f->tokens.ids);
   for (int i = 0; i < N * S; i++) f->tokens.ids[i] = 7 * i;
-  mo_analysis_shape shape = {L, N, S, H, E, {6.0, 0.25, 0.06, 1.0}};
+  mo_analysis_shape shape = {L, N, S, H, E, {6.0, 0.25, 0.06, 1.0}, {0, 0}, false, false};
   assert_ok(mo_accumulator_new(&f->accumulator, &shape));
   for (int64_t site = 0; site < 2 * L; site++) {
     f->owner[site / 2] = (int)(site / 2) % mo_comm_size(comm);
@@ -145,7 +159,8 @@ static UNUSED mo_results *create(const fixture *f, const char *path) {
 }
 
 static UNUSED mo_status write_all(mo_results *results, fixture *f) {
-  return mo_results_write(results, f->owner, f->accumulator, &f->analysis, f->timing, f->n_timing);
+  const mo_results_part part = {f->header.threshold, f->accumulator, &f->analysis};
+  return mo_results_write(results, f->owner, &part, 1, f->timing, f->n_timing);
 }
 
 static UNUSED void write_file(fixture *f, const char *path) {

@@ -150,6 +150,8 @@ static hid_t site_row_type(void) {
   PUT(max, H5T_NATIVE_FLOAT);
   PUT(max_abs, H5T_NATIVE_FLOAT);
   PUT(mean_abs, H5T_NATIVE_FLOAT);
+  PUT(position, H5T_NATIVE_INT32);
+  PUT(first, H5T_NATIVE_INT32);
 #undef PUT
   return type;
 }
@@ -180,6 +182,8 @@ static void compare_site(int64_t site) {
       assert_int_equal(row->positive, positive);
       assert_int_equal(row->negative, count - positive);
       assert_true(row->max_abs == max_abs);
+      assert_int_equal(row->position, count - 1);
+      assert_int_equal(row->first, 1);
       row++;
     }
   assert_int_equal(row - rows, n_rows);
@@ -314,6 +318,59 @@ static void optional_parts_are_absent(void **state) {
   if (is_root()) assert_int_equal(unlink("bare.h5"), 0);
 }
 
+static herr_t count_objects(hid_t root, const char *name, const H5O_info_t *info, void *count) {
+  (void)root;
+  (void)name;
+  (void)info;
+  ++*(int *)count;
+  return 0;
+}
+
+/* Of the objects below a group. */
+static int objects(hid_t file, const char *name) {
+  int n = 0;
+  hid_t group = H5Gopen2(file, name, H5P_DEFAULT);
+  assert_true(group >= 0 && H5Ovisit1(group, H5_INDEX_NAME, H5_ITER_NATIVE, count_objects, &n) >= 0);
+  H5Gclose(group);
+  return n - 1;
+}
+
+/* A further threshold has a group with its own tables; recomputing by it begins with them. */
+static void further_thresholds_have_groups(void **state) {
+  (void)state;
+  fixture other = shared;
+  other.analysis = (mo_analysis){0};
+  if (is_root()) make_tables(&other.analysis, true);
+  if (is_root()) other.analysis.n_features = 1;
+  const mo_results_part parts[] = {{6.0, shared.accumulator, &shared.analysis},
+                                   {4.5, other.accumulator, &other.analysis},
+                                   {0.1, other.accumulator, &other.analysis}};
+  mo_results *results = create(&shared, "three.h5");
+  assert_ok(mo_results_write(results, shared.owner, parts, 3, shared.timing, shared.n_timing));
+  assert_ok(mo_results_finish(results));
+  wait_for_all();
+  float max_magnitude;
+  hid_t file = open_file("three.h5", H5F_ACC_RDONLY), type = H5Tcreate(H5T_COMPOUND, sizeof max_magnitude);
+  assert_int_equal(objects(file, "/thresholds"), 2 + 2 * (1 + L + 2 * L + 5 + 1 + 21));
+  H5Fclose(file);
+  assert_true(H5Tinsert(type, "max_magnitude", 0, H5T_NATIVE_FLOAT) >= 0);
+  read_dataset("three.h5", "/thresholds/4.5/features", type, 1, 0, &max_magnitude);
+  read_dataset("three.h5", "/thresholds/0.1/features", type, 1, 0, &max_magnitude);
+  assert_true(max_magnitude == 7.5f);
+  H5Tclose(type);
+  mo_results_file read;
+  mo_criteria criteria = {5.0, 0.25, 0.06, 1.0};
+  mo_bootstrap bootstrap = {0, 0};
+  assert_ok(mo_results_read(&read, "three.h5"));
+  assert_int_equal(read.n_features, N_FEATURES);
+  assert_int_equal(mo_results_recompute(&read, &criteria, &bootstrap), MO_INVALID);
+  assert_error("analysis.threshold = 5 is not stored (three.h5: there is 6, 0.1, 4.5): run again with it");
+  mo_results_file_free(&read);
+  mo_analysis_free(&other.analysis);
+  wait_for_all();
+  if (is_root()) assert_int_equal(unlink("three.h5"), 0);
+}
+
 static herr_t visit(hid_t root, const char *name, const H5O_info_t *info, void *count) {
   (void)root;
   if (info->type != H5O_TYPE_DATASET && strcmp(name, ".") == 0) return 0;
@@ -331,7 +388,7 @@ static void every_object_is_described(void **state) {
   hid_t file = open_file(PATH, H5F_ACC_RDONLY);
   assert_true(H5Ovisit1(file, H5_INDEX_NAME, H5_ITER_NATIVE, visit, &n) >= 0);
   H5Fclose(file);
-  assert_int_equal(n, 1 + 2 * L + 4 + 9 + 2 + 1); /* tokens, sites, tables, summary, perplexity, routing */
+  assert_int_equal(n, 1 + 2 * L + 6 + 21 + 4 + 1); /* tokens, sites, tables, summary, perplexity, routing */
 }
 
 static void units_are_given(void **state) {
@@ -439,6 +496,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(columns_are_enums_with_names),
       cmocka_unit_test(optional_parts_are_absent),
       cmocka_unit_test(every_object_is_described),
+      cmocka_unit_test(further_thresholds_have_groups),
       cmocka_unit_test(units_are_given),
       cmocka_unit_test(activations_are_stored_by_their_owners),
       cmocka_unit_test(single_token_sequences),

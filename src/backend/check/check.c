@@ -31,6 +31,7 @@ typedef struct {
   pending_upload pending[PENDING];
   int64_t next_ticket;
   witness site; /* of site_statistics until site_results; copy NULL: none */
+  bool experts; /* between expert_statistics and expert_results */
 } checker;
 
 static checker *of(mo_backend *backend) { return (checker *)backend; }
@@ -201,17 +202,39 @@ static mo_status check_norm_rope(mo_backend *backend, const mo_model_spec *spec,
 }
 
 static mo_status check_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
-                                 const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out) {
+                                 const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out,
+                                 float *top) {
   int64_t values = B * S * spec->attention.heads * spec->attention.head_dim;
   int64_t keys = B * S * spec->attention.kv_heads * spec->attention.head_dim;
   witness w, w_k, w_v;
   MO_TRY(keep(&w, q, values));
   MO_TRY(keep(&w_k, k, keys));
   MO_TRY(keep(&w_v, v, keys));
+  int64_t tops = top ? B * S * spec->attention.heads : 0;
   poison(out, values);
-  mo_status status = mo_backend_cpu.attention(inner(backend), spec, window, sinks, q, k, v, B, S, out);
+  if (top) poison(top, tops);
+  mo_status status = mo_backend_cpu.attention(inner(backend), spec, window, sinks, q, k, v, B, S, out, top);
+  status = written(top, tops, status, "attention");
   status = unchanged(&w_v, unchanged(&w_k, status, "attention"), "attention");
   return written(out, values, unchanged(&w, status, "attention"), "attention");
+}
+
+static mo_status check_zero_features(mo_backend *backend, void *x, int64_t T, int64_t H, const int32_t *features,
+                                     int64_t n) {
+  witness w;
+  for (int64_t i = 0; i < n; i++)
+    if (features[i] < 0 || features[i] >= H)
+      return MO_FAIL(MO_FAILED, "zero_features of feature %d (check backend): a defect of the program", features[i]);
+  MO_TRY(keep(&w, features, n)); /* int32_t is as wide */
+  return unchanged(&w, mo_backend_cpu.zero_features(inner(backend), x, T, H, features, n), "zero_features");
+}
+
+static mo_status check_row_sums(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums) {
+  witness w;
+  MO_TRY(keep(&w, x, rows * width));
+  poison(sums, 2 * rows);
+  mo_status status = unchanged(&w, mo_backend_cpu.row_sums(inner(backend), x, rows, width, sums), "row_sums");
+  return written(sums, 2 * rows, status, "row_sums");
 }
 
 static mo_status check_add(mo_backend *backend, void *x, const void *y, int64_t count) {
@@ -306,19 +329,32 @@ static mo_status check_experts(mo_backend *backend, const mo_model_spec *spec, c
 }
 
 static mo_status check_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                               const mo_routing *routing, int64_t T, void *y) {
+                               const mo_routing *routing, int64_t T, float *peaks, void *y) {
   witness w;
   MO_TRY(keep(&w, expert_out, T * spec->moe.top_k * spec->hidden));
   poison(y, T * spec->hidden);
-  mo_status status = mo_backend_cpu.combine(inner(backend), spec, expert_out, routing, T, y);
+  if (peaks) poison(peaks, T * spec->moe.top_k);
+  mo_status status = mo_backend_cpu.combine(inner(backend), spec, expert_out, routing, T, peaks, y);
+  if (peaks) status = written(peaks, T * spec->moe.top_k, status, "combine");
   return written(y, T * spec->hidden, unchanged(&w, status, "combine"), "combine");
 }
 
 static mo_status check_combine_add(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                                   const mo_routing *routing, int64_t T, void *x) {
+                                   const mo_routing *routing, int64_t T, float *peaks, void *x) {
   witness w;
   MO_TRY(keep(&w, expert_out, T * spec->moe.top_k * spec->hidden));
-  return unchanged(&w, mo_backend_cpu.combine_add(inner(backend), spec, expert_out, routing, T, x), "combine_add");
+  if (peaks) poison(peaks, T * spec->moe.top_k);
+  mo_status status = mo_backend_cpu.combine_add(inner(backend), spec, expert_out, routing, T, peaks, x);
+  if (peaks) status = written(peaks, T * spec->moe.top_k, status, "combine_add");
+  return unchanged(&w, status, "combine_add");
+}
+
+static mo_status check_row_peaks(mo_backend *backend, const void *x, int64_t rows, int64_t width, float *peaks) {
+  witness w;
+  MO_TRY(keep(&w, x, rows * width));
+  poison(peaks, rows);
+  mo_status status = unchanged(&w, mo_backend_cpu.row_peaks(inner(backend), x, rows, width, peaks), "row_peaks");
+  return written(peaks, rows, status, "row_peaks");
 }
 
 static mo_status check_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H,
@@ -337,10 +373,31 @@ static mo_status check_site_results(mo_backend *backend, mo_site_statistics *sta
   return unchanged(&site, mo_backend_cpu.site_results(c->cpu, statistics), "site_statistics");
 }
 
+static mo_status check_expert_statistics(mo_backend *backend, const mo_model_spec *spec, const void *x, int64_t T,
+                                         float threshold, const mo_routing *routing, const float *peaks,
+                                         const float *shared) {
+  checker *c = of(backend);
+  witness w;
+  if (c->experts)
+    return MO_FAIL(MO_FAILED, "expert_statistics without expert_results before (check backend): a defect of the program");
+  c->experts = true;
+  MO_TRY(keep(&w, x, T * spec->hidden));
+  mo_status status = mo_backend_cpu.expert_statistics(c->cpu, spec, x, T, threshold, routing, peaks, shared);
+  return unchanged(&w, status, "expert_statistics");
+}
+
+static mo_status check_expert_results(mo_backend *backend, mo_expert_statistics *statistics) {
+  of(backend)->experts = false;
+  return mo_backend_cpu.expert_results(inner(backend), statistics);
+}
+
 static mo_status check_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
-                           int64_t S, float *nll) {
-  poison(nll, B * (S - 1));
-  return written(nll, B * (S - 1), mo_backend_cpu.nll(inner(backend), lm_head, x, ids, B, S, nll), "nll");
+                           int64_t S, float *nll, float *top) {
+  int64_t n = B * (S - 1);
+  poison(nll, n);
+  if (top) poison(top, n);
+  mo_status status = mo_backend_cpu.nll(inner(backend), lm_head, x, ids, B, S, nll, top);
+  return written(top, top ? n : 0, written(nll, n, status, "nll"), "nll");
 }
 
 const mo_backend_table mo_backend_check = {
@@ -371,6 +428,8 @@ const mo_backend_table mo_backend_check = {
     .rope = check_rope,
     .norm_rope = check_norm_rope,
     .attention = check_attention,
+    .zero_features = check_zero_features,
+    .row_sums = check_row_sums,
     .add = check_add,
     .glu = check_glu,
     .split = check_split,
@@ -382,7 +441,10 @@ const mo_backend_table mo_backend_check = {
     .experts = check_experts,
     .combine = check_combine,
     .combine_add = check_combine_add,
+    .row_peaks = check_row_peaks,
     .site_statistics = check_site_statistics,
     .site_results = check_site_results,
+    .expert_statistics = check_expert_statistics,
+    .expert_results = check_expert_results,
     .nll = check_nll,
 };

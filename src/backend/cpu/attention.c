@@ -14,11 +14,19 @@ typedef struct {
   int64_t window, S;
   const float *q, *k, *v, *sinks; /* sinks [heads] or NULL */
   float *out;
+  float *top; /* [B*S, heads] or NULL */
 } attention_job;
 
-/* Softmax of one row over keys first..last (places in the row), the rest set to 0. */
+static float largest_of(const float *row, int64_t first, int64_t last) {
+  float largest = 0; /* no probability is smaller */
+  for (int64_t j = first; j <= last; j++) largest = row[j] > largest ? row[j] : largest;
+  return largest;
+}
+
+/* Softmax of one row over keys first..last (places in the row), the rest set to 0. *likeliest: the largest, unrounded; NULL: not
+ * asked for. */
 static void softmax_row(const mo_cpu *cpu, const mo_model_spec *spec, float *row, int64_t n_keys, int64_t first,
-                        int64_t last, const float *sink) {
+                        int64_t last, const float *sink, float *likeliest) {
   float top = sink ? *sink : -INFINITY;
   for (int64_t j = first; j <= last; j++) row[j] = mo_round(cpu, mo_round(cpu, row[j]) * spec->attention.scale);
   for (int64_t j = first; j <= last; j++) top = row[j] > top ? row[j] : top;
@@ -30,6 +38,7 @@ static void softmax_row(const mo_cpu *cpu, const mo_model_spec *spec, float *row
   if (sink) sum = mo_expf(differences ? mo_round_bf16(*sink - top) : *sink - top);
   for (int64_t j = first; j <= last; j++) sum += row[j];
   float scale = (float)(1.0 / sum);
+  if (likeliest) *likeliest = largest_of(row, first, last) * scale;
   for (int64_t j = first; j <= last; j++) row[j] = mo_round(cpu, row[j] * scale);
 }
 
@@ -50,7 +59,8 @@ static void attend(const mo_cpu *cpu, const attention_job *job, int64_t b, int64
   for (int64_t i = 0; i < n; i++) {
     int64_t last = s0 + i - first_key;
     int64_t first = job->window > 0 && last - job->window + 1 > 0 ? last - job->window + 1 : 0;
-    softmax_row(cpu, job->spec, scores + i * n_keys, n_keys, first, last, job->sinks ? job->sinks + h : NULL);
+    softmax_row(cpu, job->spec, scores + i * n_keys, n_keys, first, last, job->sinks ? job->sinks + h : NULL,
+                job->top ? job->top + (b * job->S + s0 + i) * heads + h : NULL);
   }
   cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, (int)D, (int)n_keys, 1.0f, scores, (int)n_keys, v,
               (int)(kv_heads * D), 0.0f, out, (int)(heads * D));
@@ -60,11 +70,11 @@ static void attend(const mo_cpu *cpu, const attention_job *job, int64_t b, int64
 }
 
 mo_status cpu_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window, const mo_weight *sinks,
-                        const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out) {
+                        const void *q, const void *k, const void *v, int64_t B, int64_t S, void *out, float *top) {
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t heads = spec->attention.heads, blocks = (S + QUERY_BLOCK - 1) / QUERY_BLOCK;
   MO_TRY(mo_cpu_reserve(cpu, (size_t)(QUERY_BLOCK * S) * sizeof(float)));
-  attention_job job = {spec, window, S, q, k, v, NULL, out};
+  attention_job job = {spec, window, S, q, k, v, NULL, out, top};
   if (sinks && sinks->data) {
     void *block;
     MO_TRY(mo_cpu_rows(cpu, (size_t)heads * sizeof(float), &block));

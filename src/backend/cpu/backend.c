@@ -43,6 +43,7 @@ static void cpu_close(mo_backend *backend) {
   free(cpu->rows);
   free(cpu->statistics.outliers);
   free(cpu->statistics_block);
+  free(cpu->experts.experts);
   free(cpu);
 }
 
@@ -160,6 +161,8 @@ const mo_backend_table mo_backend_cpu = {
     .rope = cpu_rope,
     .norm_rope = cpu_norm_rope,
     .attention = cpu_attention,
+    .zero_features = cpu_zero_features,
+    .row_sums = cpu_row_sums,
     .add = cpu_add,
     .glu = cpu_glu,
     .split = cpu_split,
@@ -171,7 +174,10 @@ const mo_backend_table mo_backend_cpu = {
     .experts = cpu_experts,
     .combine = cpu_combine,
     .combine_add = cpu_combine_add,
+    .row_peaks = cpu_row_peaks,
     .site_statistics = cpu_site_statistics,
     .site_results = cpu_site_results,
+    .expert_statistics = cpu_expert_statistics,
+    .expert_results = cpu_expert_results,
     .nll = cpu_nll,
 };

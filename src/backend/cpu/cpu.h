@@ -5,6 +5,7 @@
 #ifndef MO_BACKEND_CPU_H
 #define MO_BACKEND_CPU_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -34,6 +35,8 @@ typedef struct {
   void *statistics_block;
   size_t statistics_bytes;
   int64_t outlier_capacity;
+  mo_expert_statistics experts; /* its array is in a block that grows on demand */
+  int64_t expert_capacity;
 } mo_cpu;
 
 static inline mo_cpu *mo_cpu_of(mo_backend *backend) { return (mo_cpu *)backend; }
@@ -72,6 +75,13 @@ void mo_cpu_tile(const mo_cpu *cpu, const mo_weight *w, const float *x, int64_t 
 MO_CHECKED mo_status mo_cpu_product(mo_cpu *cpu, const mo_weight *w, const mo_weight *bias, const void *x, int64_t M,
                                     bool round, void *y);
 
+/* Largest |value| of n, NaN apart. */
+static inline float mo_cpu_peak(const float *x, int64_t n) {
+  float peak = 0;
+  for (int64_t i = 0; i < n; i++) peak = fabsf(x[i]) > peak ? fabsf(x[i]) : peak;
+  return peak;
+}
+
 /* silu(g) * u, sigmoid(x), with the roundings of bf16 runs. */
 float mo_cpu_silu_times(const mo_cpu *cpu, float g, float u);
 float mo_cpu_sigmoid(const mo_cpu *cpu, float x);
@@ -104,7 +114,9 @@ mo_status cpu_clamp(mo_backend *, void *, int64_t, float);
 mo_status cpu_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
 mo_status cpu_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, void *, int64_t, int64_t, int64_t);
 mo_status cpu_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
-                        const void *, int64_t, int64_t, void *);
+                        const void *, int64_t, int64_t, void *, float *);
+mo_status cpu_zero_features(mo_backend *, void *, int64_t, int64_t, const int32_t *, int64_t);
+mo_status cpu_row_sums(mo_backend *, const float *, int64_t, int64_t, double *);
 mo_status cpu_add(mo_backend *, void *, const void *, int64_t);
 mo_status cpu_glu(mo_backend *, const void *, const void *, int64_t, void *);
 mo_status cpu_split(mo_backend *, const void *, int64_t, int64_t, int64_t, void *, void *);
@@ -117,10 +129,15 @@ mo_status cpu_delta_norm(mo_backend *, const mo_model_spec *, const mo_weight *,
 mo_status cpu_route(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, int64_t, mo_routing *);
 mo_status cpu_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,
                       int64_t, int64_t, void *);
-mo_status cpu_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
-mo_status cpu_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
+mo_status cpu_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, float *, void *);
+mo_status cpu_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, float *,
+                          void *);
+mo_status cpu_row_peaks(mo_backend *, const void *, int64_t, int64_t, float *);
+mo_status cpu_expert_statistics(mo_backend *, const mo_model_spec *, const void *, int64_t, float, const mo_routing *,
+                                const float *, const float *);
+mo_status cpu_expert_results(mo_backend *, mo_expert_statistics *);
 mo_status cpu_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t);
 mo_status cpu_site_results(mo_backend *, mo_site_statistics *);
-mo_status cpu_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *);
+mo_status cpu_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *, float *);
 
 #endif

@@ -85,6 +85,25 @@ mo_status cpu_norm_rope(mo_backend *backend, const mo_model_spec *spec, const mo
   return cpu_rope(backend, spec, x, T, S, heads);
 }
 
+mo_status cpu_zero_features(mo_backend *backend, void *x, int64_t T, int64_t H, const int32_t *features, int64_t n) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t t = 0; t < T; t++)
+    for (int64_t i = 0; i < n; i++) ((float *)x)[t * H + features[i]] = 0;
+  return MO_OK;
+}
+
+mo_status cpu_row_sums(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums) {
+  const mo_cpu *cpu = mo_cpu_of(backend);
+#pragma omp parallel for schedule(static) num_threads(cpu->threads)
+  for (int64_t r = 0; r < rows; r++) {
+    double sum = 0;
+    for (int64_t i = 0; i < width; i++) sum += (double)x[r * width + i];
+    sums[r] = sum;
+  }
+  return MO_OK;
+}
+
 mo_status cpu_add(mo_backend *backend, void *x, const void *y, int64_t count) {
   const mo_cpu *cpu = mo_cpu_of(backend);
   float *sum = x;

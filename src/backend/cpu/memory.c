@@ -56,7 +56,7 @@ static int64_t operation_rows(const mo_backend_load *load, const sizes *z) {
 
 /* At worst every value is an outlier. */
 static int64_t statistics(const mo_backend_load *load, const sizes *z) {
-  return load->B * (z->H * 24 + 20) + z->T * z->H * (int64_t)sizeof(mo_outlier);
+  return (z->E + 1) * (int64_t)sizeof(mo_expert_sums) + load->B * (z->H * 29 + 20) + z->T * z->H * (int64_t)sizeof(mo_outlier);
 }
 
 /* What CUDA's libraries take as they are loaded, even if this backend computes: 200 MB with CUDA 13.0. */

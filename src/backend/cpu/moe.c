@@ -264,9 +264,9 @@ mo_status cpu_experts(mo_backend *backend, const mo_model_spec *spec, const mo_s
   return MO_OK;
 }
 
-/* sum [H] = the token's expert outputs, weighted; order: room for K slots. */
+/* sum [H] = the token's expert outputs, weighted; order: room for K slots. peaks: [R] or NULL. */
 static void sum_experts(const mo_cpu *cpu, const mo_model_spec *spec, const float *expert_out,
-                        const mo_routing *routing, int64_t t, int32_t *order, float *sum) {
+                        const mo_routing *routing, int64_t t, float *peaks, int32_t *order, float *sum) {
   int64_t H = spec->hidden, K = spec->moe.top_k;
   for (int64_t j = 0; j < K; j++) { /* slots by ascending expert */
     int64_t i = j;
@@ -275,32 +275,35 @@ static void sum_experts(const mo_cpu *cpu, const mo_model_spec *spec, const floa
   }
   memset(sum, 0, (size_t)H * sizeof *sum);
   for (int64_t j = 0; j < K; j++) {
-    const float *row = expert_out + routing->place[t * K + order[j]] * H;
+    int32_t place = routing->place[t * K + order[j]];
+    const float *row = expert_out + place * H;
+    if (peaks) peaks[place] = mo_cpu_peak(row, H);
     float weight = routing->weight[t * K + order[j]];
     for (int64_t h = 0; h < H; h++) sum[h] = mo_round(cpu, sum[h] + mo_round(cpu, row[h] * weight));
   }
 }
 
 mo_status cpu_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out, const mo_routing *routing,
-                      int64_t T, void *y) {
+                      int64_t T, float *peaks, void *y) {
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = spec->hidden;
   MO_TRY(mo_cpu_reserve(cpu, (size_t)spec->moe.top_k * sizeof(int32_t)));
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
   for (int64_t t = 0; t < T; t++)
-    sum_experts(cpu, spec, expert_out, routing, t, mo_cpu_scratch(cpu, omp_get_thread_num()), (float *)y + t * H);
+    sum_experts(cpu, spec, expert_out, routing, t, peaks, mo_cpu_scratch(cpu, omp_get_thread_num()),
+                (float *)y + t * H);
   return MO_OK;
 }
 
 mo_status cpu_combine_add(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                          const mo_routing *routing, int64_t T, void *x) {
+                          const mo_routing *routing, int64_t T, float *peaks, void *x) {
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = spec->hidden, K = spec->moe.top_k;
   MO_TRY(mo_cpu_reserve(cpu, (size_t)H * sizeof(float) + (size_t)K * sizeof(int32_t)));
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
   for (int64_t t = 0; t < T; t++) {
     float *sum = mo_cpu_scratch(cpu, omp_get_thread_num()), *row = (float *)x + t * H;
-    sum_experts(cpu, spec, expert_out, routing, t, (int32_t *)(sum + H), sum);
+    sum_experts(cpu, spec, expert_out, routing, t, peaks, (int32_t *)(sum + H), sum);
     for (int64_t h = 0; h < H; h++) row[h] = mo_round(cpu, row[h] + sum[h]);
   }
   return MO_OK;

@@ -40,18 +40,19 @@ static void vocabulary_tile(const nll_job *job, int64_t tile, float *scratch) {
   }
 }
 
-/* log-sum-exp of a row from its tiles, in tile order, minus the target's logit. */
-static float finish_row(const nll_job *job, int64_t i) {
+/* log-sum-exp of a row from its tiles, in tile order, minus the target's logit. *likeliest: the largest probability. */
+static float finish_row(const nll_job *job, int64_t i, float *likeliest) {
   const partial *p = job->partials + i * job->tiles;
   float top = -INFINITY;
   double sum = 0;
   for (int64_t j = 0; j < job->tiles; j++) top = p[j].top > top ? p[j].top : top;
   for (int64_t j = 0; j < job->tiles; j++) sum += p[j].sum * exp((double)p[j].top - top);
+  *likeliest = (float)(1 / sum);
   return (float)((double)top + log(sum) - job->target[i]);
 }
 
 mo_status cpu_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
-                  int64_t S, float *nll) {
+                  int64_t S, float *nll, float *top) {
   enum { ROWS = MO_NLL_ROWS };
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t H = lm_head->cols, tiles = (lm_head->rows + VOCAB_TILE - 1) / VOCAB_TILE;
@@ -68,7 +69,11 @@ mo_status cpu_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, 
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->threads)
       for (int64_t tile = 0; tile < tiles; tile++)
         vocabulary_tile(&job, tile, mo_cpu_scratch(cpu, omp_get_thread_num()));
-      for (int64_t i = 0; i < m; i++) nll[b * (S - 1) + s0 + i] = finish_row(&job, i);
+      for (int64_t i = 0; i < m; i++) {
+        float likeliest;
+        nll[b * (S - 1) + s0 + i] = finish_row(&job, i, &likeliest);
+        if (top) top[b * (S - 1) + s0 + i] = likeliest;
+      }
     }
   return MO_OK;
 }

@@ -10,8 +10,8 @@ enum { FEATURE_BLOCK = 64 };
 /* Room for the micro-batch's arrays in one block; the layout is fixed by B and H. */
 static mo_status reserve_arrays(mo_cpu *cpu, int64_t B, int64_t H) {
   size_t cells = (size_t)(B * H), rows = (size_t)B;
-  size_t bytes =
-      cells * (sizeof(double) + 2 * sizeof(int32_t) + 2 * sizeof(float)) + rows * (2 * sizeof(double) + sizeof(float));
+  size_t bytes = cells * (sizeof(double) + 3 * sizeof(int32_t) + 2 * sizeof(float) + 1) +
+                 rows * (2 * sizeof(double) + sizeof(float));
   if (bytes > cpu->statistics_bytes) {
     free(cpu->statistics_block);
     cpu->statistics_bytes = 0;
@@ -25,9 +25,11 @@ static mo_status reserve_arrays(mo_cpu *cpu, int64_t B, int64_t H) {
   s->sum_squares = s->sum + rows;
   s->count = (int32_t *)(s->sum_squares + rows);
   s->positive = s->count + cells;
-  s->min = (float *)(s->positive + cells);
+  s->position = s->positive + cells;
+  s->min = (float *)(s->position + cells);
   s->max = s->min + cells;
   s->max_abs = s->max + cells;
+  s->first = (uint8_t *)(s->max_abs + rows);
   s->n_sequences = B;
   return MO_OK;
 }
@@ -35,8 +37,8 @@ static mo_status reserve_arrays(mo_cpu *cpu, int64_t B, int64_t H) {
 /* Count one feature column of one sequence and mark its positions; x strides by H. */
 static void scan_feature(const float *x, int64_t S, int64_t H, float threshold, uint64_t *words, mo_site_statistics *s,
                          int64_t cell) {
-  int32_t count = 0, positive = 0;
-  float low = INFINITY, high = -INFINITY;
+  int32_t count = 0, positive = 0, position = 0;
+  float low = INFINITY, high = -INFINITY, top = 0;
   double sum_abs = 0;
   for (int64_t t = 0; t < S; t++) {
     float value = x[t * H], magnitude = fabsf(value);
@@ -45,6 +47,10 @@ static void scan_feature(const float *x, int64_t S, int64_t H, float threshold, 
     positive += value > 0;
     low = value < low ? value : low;
     high = value > high ? value : high;
+    if (magnitude > fabsf(top) || (magnitude == fabsf(top) && value > top)) {
+      top = value;
+      position = (int32_t)t;
+    }
     sum_abs += magnitude;
     words[t / 64] |= (uint64_t)1 << t % 64;
   }
@@ -53,6 +59,8 @@ static void scan_feature(const float *x, int64_t S, int64_t H, float threshold, 
   s->min[cell] = low;
   s->max[cell] = high;
   s->sum_abs[cell] = sum_abs;
+  s->position[cell] = position;
+  s->first[cell] = fabsf(x[0]) >= threshold;
 }
 
 /* Sums over all values of one sequence: per token over h, then over tokens. */

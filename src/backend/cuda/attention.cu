@@ -55,6 +55,11 @@ __device__ __forceinline__ float exponential(const attention_job &job, float x, 
   return expf(job.differences ? rounded<T>(x - top) : x - top);
 }
 
+/* Of the 16 threads of a row one writes its largest probability, if it is asked for. */
+__device__ __forceinline__ bool stores_top(const attention_job &job, int row) {
+  return job.top && threadIdx.x % 16 == 0 && row < job.S;
+}
+
 /* Three passes over the keys: largest score, sum, output; COLUMNS of the output per thread, 16 * COLUMNS >= D. */
 template <typename T, int COLUMNS>
 __global__ void __launch_bounds__(256) attend_plain(const attention_job job) {
@@ -70,7 +75,7 @@ __global__ void __launch_bounds__(256) attend_plain(const attention_job job) {
   load_rows(q, ld, (const T *)job.q + first_query(job, place), q_stride, first, job.S, D);
 
   const float sink = job.sinks ? job.sinks[place.h] : -INFINITY;
-  float top[2] = {sink, sink}, sum[2] = {0, 0}, acc[2][COLUMNS] = {};
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, acc[2][COLUMNS] = {};
   for (int pass = 0; pass < 3; pass++) {
     for (int tile = begin; tile <= end; tile++) {
       float s[2][2];
@@ -101,8 +106,17 @@ __global__ void __launch_bounds__(256) attend_plain(const attention_job job) {
     }
     for (int i = 0; i < 2; i++) { /* the 16 threads of a row agree */
       for (int step = 8; pass == 0 && step > 0; step /= 2) top[i] = fmaxf(top[i], __shfl_xor_sync(~0u, top[i], step));
+      if (pass == 0) {
+        if (stores_top(job, first + ty + 16 * i))
+          *attention_top_of(job, place.b, first + ty + 16 * i, place.h) = top[i];
+        top[i] = fmaxf(top[i], sink);
+      }
       for (int step = 8; pass == 1 && step > 0; step /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], step);
       if (pass == 1) sum[i] = 1.0f / (sum[i] + (job.sinks ? exponential<T>(job, sink, top[i]) : 0));
+      if (pass == 1 && stores_top(job, first + ty + 16 * i)) {
+        float *best = attention_top_of(job, place.b, first + ty + 16 * i, place.h);
+        *best = exponential<T>(job, *best, top[i]) * sum[i];
+      }
     }
   }
   T *out = (T *)job.out + first_query(job, place);
@@ -214,10 +228,11 @@ __device__ __forceinline__ void mask_scores(float (&s)[M][N][4], int row, int ke
     }
 }
 
-/* s becomes 2^(s * scale - top), top and sum of each row follow, o is rescaled. sum: the thread's own columns only. */
-template <int M, int N, int COLUMNS>
+/* s becomes 2^(s * scale - top), top and sum of each row follow, o is rescaled; with TOP also best, the largest of the keys
+ * alone. sum: the thread's own columns only. */
+template <bool TOP, int M, int N, int COLUMNS>
 __device__ __forceinline__ void online_softmax(float (&s)[M][N][4], float (&top)[M][2], float (&sum)[M][2],
-                                               float (&o)[M][COLUMNS][4], float scale) {
+                                               float (&o)[M][COLUMNS][4], float (&best)[M][2], float scale) {
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
@@ -227,6 +242,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[M][N][4], float (&top)
       for (int n = 0; n < N; n++) largest = fmaxf(largest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+      if (TOP) best[m][half] = fmaxf(best[m][half], largest * scale);
       float now = fmaxf(top[m][half], largest * scale);
       float base = now == -INFINITY ? 0 : now; /* no key seen yet */
       float kept = fast_exp2(top[m][half] - base), added = 0;
@@ -275,9 +291,29 @@ __device__ __forceinline__ void store_rows(const float (&o)[M][D / 8][4], const 
   }
 }
 
+/* The largest probabilities of rows row.. , of S. */
+template <int M>
+__device__ __forceinline__ void store_tops(const attention_job &job, const attention_place &place,
+                                           const float (&best)[M][2], const float (&top)[M][2],
+                                           const float (&sum)[M][2], int row) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float total = sum[m][half];
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      int r = row + m * 16 + half * 8 + lane / 4;
+      if (lane % 4 == 0 && r < job.S)
+        *attention_top_of(job, place.b, r, place.h) = fast_exp2(best[m][half] - top[m][half]) / total;
+    }
+}
+
 /* WARPS warps of 16 * M queries each; tiles of KEYS keys, the next one on its way while one is at work. HOLD: a warp
- * keeps its queries in registers instead of reading them again for each tile. BLOCKS: of a multiprocessor. */
-template <int D, int M, int KEYS, bool HOLD, int BLOCKS>
+ * keeps its queries in registers instead of reading them again for each tile. BLOCKS: of a multiprocessor. TOP: job.top is
+ * asked for. */
+template <int D, int M, int KEYS, bool HOLD, int BLOCKS, bool TOP>
 __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention_job job) {
   extern __shared__ __align__(1024) unsigned char tensor_shared[];
   constexpr int ROWS = 16 * M, QUERIES = WARPS * ROWS, TILE_BYTES = KEYS * D * 2, FRAGMENTS = HOLD ? D / 16 : 1;
@@ -300,7 +336,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
   copy_async_commit();
 
   const bool sink = job.sinks != NULL;
-  float o[M][D / 8][4], top[M][2], sum[M][2];
+  float o[M][D / 8][4], top[M][2], sum[M][2], best[M][2];
   uint32_t held[FRAGMENTS][M][4];
 #pragma unroll
   for (int m = 0; m < M; m++) {
@@ -308,6 +344,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
     for (int half = 0; half < 2; half++) {
       top[m][half] = sink ? job.sinks[place.h] * LOG2_E : -INFINITY;
       sum[m][half] = sink && lane % 4 == 0 ? 1 : 0;
+      best[m][half] = -INFINITY;
     }
 #pragma unroll
     for (int n = 0; n < D / 8; n++)
@@ -336,9 +373,10 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
     float s[M][KEYS / 8][4];
     multiply_scores<D, M, KEYS>(s, held, q_rows, stage + k_lane);
     if (key + KEYS - 1 > row || (window > 0 && key < row + ROWS - window)) mask_scores(s, row, key, window);
-    online_softmax(s, top, sum, o, job.scale * LOG2_E);
+    online_softmax<TOP>(s, top, sum, o, best, job.scale * LOG2_E);
     multiply_values<D, M, KEYS>(o, s, stage + TILE_BYTES + q_lane);
   }
+  if (TOP) store_tops<M>(job, place, best, top, sum, row);
   bf16 *out = (bf16 *)job.out + first_query(job, place);
   store_rows<D, M>(o, sum, tensor_shared + warp * (ROWS * D * 2), out, q_stride, row, S);
 }
@@ -348,7 +386,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend_tensor(const attention
 template <int D, int M, int KEYS, bool HOLD, int BLOCKS>
 mo_status launch_tensor(mo_cuda *cuda, attention_job job) {
   constexpr int QUERIES = 16 * M * WARPS, BYTES = (QUERIES + 4 * KEYS) * D * 2;
-  auto kernel = attend_tensor<D, M, KEYS, HOLD, BLOCKS>;
+  auto kernel =
+      job.top ? attend_tensor<D, M, KEYS, HOLD, BLOCKS, true> : attend_tensor<D, M, KEYS, HOLD, BLOCKS, false>;
   attention_cut(&job, QUERIES, 2);
   MO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
   kernel<<<job.pairs * job.query_blocks, THREADS, BYTES, cuda->stream>>>(job);
@@ -379,7 +418,7 @@ mo_status attend_any(mo_cuda *cuda, const attention_job &job) {
 
 extern "C" mo_status cuda_attention(mo_backend *backend, const mo_model_spec *spec, int64_t window,
                                     const mo_weight *sinks, const void *q, const void *k, const void *v, int64_t B,
-                                    int64_t S, void *out) {
+                                    int64_t S, void *out, float *top) {
   mo_cuda *cuda = mo_cuda_of(backend);
   const int64_t heads = spec->attention.heads, D = spec->attention.head_dim;
   if (D > 512 || B * heads * ((S + TILE - 1) / TILE) > INT32_MAX)
@@ -399,6 +438,7 @@ extern "C" mo_status cuda_attention(mo_backend *backend, const mo_model_spec *sp
   job.v = v;
   job.sinks = (const float *)sink;
   job.out = out;
+  job.top = top;
   job.S = (int)S;
   job.D = (int)D;
   job.heads = (int)heads;

@@ -10,6 +10,7 @@ struct attention_job {
   const void *q, *k, *v;
   const float *sinks; /* [heads] or NULL */
   void *out;
+  float *top; /* [B*S, heads] largest probability of a key, or NULL */
   int S, D, heads, kv_heads, window; /* window 0: all keys */
   float scale;
   bool differences;        /* the largest score is subtracted in bf16 */
@@ -32,6 +33,10 @@ __device__ __forceinline__ attention_place attention_place_of(const attention_jo
   place.h = pair % job.heads;
   place.kv_head = place.h / (job.heads / job.kv_heads);
   return place;
+}
+
+__device__ __forceinline__ float *attention_top_of(const attention_job &job, int b, int row, int h) {
+  return job.top + ((int64_t)b * job.S + row) * job.heads + h;
 }
 
 /* First and last tile of `keys` keys that queries first .. first+n-1 see. */

@@ -187,11 +187,11 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], int first, int key, i
   }
 }
 
-/* s becomes 2^(s * scale - top); top and sum of both rows follow; kept: the factor for what was summed before. sum: the
- * thread's own columns only. */
-template <int N>
-__device__ __forceinline__ void online_softmax(float (&s)[N], float (&top)[2], float (&sum)[2], float (&kept)[2],
-                                               float scale) {
+/* s becomes 2^(s * scale - top); top and sum of both rows follow, with TOP also best, the largest of the keys alone; kept: the
+ * factor for what was summed before. sum: the thread's own columns only. */
+template <bool TOP, int N>
+__device__ __forceinline__ void online_softmax(float (&s)[N], float (&top)[2], float (&sum)[2], float (&best)[2],
+                                               float (&kept)[2], float scale) {
   float largest[2][2], added[2][2] = {}; /* two chains of dependent instructions per row */
 #pragma unroll
   for (int i = 0; i < N; i++) largest[i / 2 % 2][i % 2] = i < 4 ? s[i] : fmaxf(largest[i / 2 % 2][i % 2], s[i]);
@@ -201,6 +201,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[N], float (&top)[2], f
     float most = fmaxf(largest[half][0], largest[half][1]);
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+    if (TOP) best[half] = fmaxf(best[half], most * scale);
     float now = fmaxf(top[half], most * scale);
     base[half] = now == -INFINITY ? 0 : now; /* no key seen yet */
     kept[half] = fast_exp2(top[half] - base[half]);
@@ -263,10 +264,6 @@ __device__ __forceinline__ void store_rows(const float (&o)[T::D / 2], const flo
   }
 }
 
-__device__ __forceinline__ void start_rows(float (&top)[2], float (&sum)[2], const attention_block &block, bool sinks) {
-  top[0] = top[1] = block.sink;
-  sum[0] = sum[1] = sinks && threadIdx.x % 4 == 0 ? 1 : 0;
-}
 
 /* One arrival per warp. */
 __device__ __forceinline__ void release(uint32_t empty) {
@@ -280,7 +277,31 @@ struct attention_rows {
   float o[T::D / 2], s[T::KEYS / 2];
   uint32_t p[T::KEYS / 4];
   float top[2], sum[2];
+  float best[2]; /* largest score of the keys alone, without a sink's; if it is asked for */
 };
+
+template <typename T>
+__device__ __forceinline__ void start_rows(attention_rows<T> &rows, const attention_block &block, bool sinks) {
+  rows.top[0] = rows.top[1] = block.sink;
+  rows.sum[0] = rows.sum[1] = sinks && threadIdx.x % 4 == 0 ? 1 : 0;
+  rows.best[0] = rows.best[1] = -INFINITY;
+}
+
+/* The largest probabilities of rows first.. , when all tiles are weighed. */
+template <typename T>
+__device__ __forceinline__ void store_tops(const attention_rows<T> &rows, const attention_job &job,
+                                           const attention_block &block, int first) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float total = rows.sum[half];
+    total += __shfl_xor_sync(~0u, total, 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    const int row = first + threadIdx.x / 32 % 4 * 16 + lane / 4 + 8 * half;
+    if (lane % 4 == 0 && row < job.S)
+      *attention_top_of(job, block.b, row, block.h) = fast_exp2(rows.best[half] - rows.top[half]) / total;
+  }
+}
 
 /* Where a warp group is in the rings. */
 template <typename T>
@@ -291,7 +312,7 @@ struct attention_reads {
 
 /* Once the scores of tile `tile` of `block` are there: give their operands back, and compute the exponentials. LATER:
  * groups of products issued after them. first: the warp group's first query. */
-template <int LATER, typename T>
+template <int LATER, bool TOP, typename T>
 __device__ __forceinline__ void weigh(const attention_room<T> &room, const attention_job &job, attention_rows<T> &rows,
                                       attention_reads<T> &at, const attention_block &block, int first, int tile,
                                       float (&kept)[2]) {
@@ -303,11 +324,11 @@ __device__ __forceinline__ void weigh(const attention_room<T> &room, const atten
   if (tile == block.begin) release(room.q_empty(at.slot.stage));
   if (key + T::KEYS - 1 > first || (job.window > 0 && key < first + 64 - job.window))
     mask_scores(rows.s, first, key, job.window);
-  online_softmax(rows.s, rows.top, rows.sum, kept, job.scale * LOG2_E);
+  online_softmax<TOP>(rows.s, rows.top, rows.sum, rows.best, kept, job.scale * LOG2_E);
 }
 
 /* The scores of the first tile, on their own: there are no probabilities yet. */
-template <typename T>
+template <bool TOP, typename T>
 __device__ __forceinline__ attention_block first_tile(const attention_room<T> &room, const attention_job &job,
                                                       attention_rows<T> &rows, attention_reads<T> &at, int group) {
 #pragma unroll
@@ -317,21 +338,21 @@ __device__ __forceinline__ attention_block first_tile(const attention_room<T> &r
   barrier_wait(room.q_full(0), 0);
   const attention_block block = room.blocks[0];
   float kept[2];
-  start_rows(rows.top, rows.sum, block, job.sinks != NULL);
+  start_rows(rows, block, job.sinks != NULL);
   barrier_wait(room.k_full(0), 0);
   pin(rows.s);
   products_begin();
   issue_scores<T>(rows.s, room.q(0) + group * 64 * 128, room.k(0));
-  weigh<0>(room, job, rows, at, block, block.first + group * 64, block.end, kept);
+  weigh<0, TOP>(room, job, rows, at, block, block.first + group * 64, block.end, kept);
   pack_probabilities(rows.p, rows.s);
   return block;
 }
 
-template <typename T>
+template <typename T, bool TOP>
 __device__ void attend_blocks(const attention_room<T> &room, const attention_job &job, int group) {
   attention_rows<T> rows;
   attention_reads<T> at;
-  attention_block block = first_tile(room, job, rows, at, group);
+  attention_block block = first_tile<TOP>(room, job, rows, at, group);
   int tile = block.end;
   bool begun = false; /* rows.o has products of this block */
   for (;;) { /* rows.p: of tile `tile` of `block`; its values and the next tile's scores are the step's products */
@@ -354,8 +375,9 @@ __device__ void attend_blocks(const attention_room<T> &room, const attention_job
     issue_values<T>(rows.o, rows.p, room.v(at.v.stage), begun);
     const float total[2] = {rows.sum[0], rows.sum[1]};
     float kept[2];
-    if (last) start_rows(rows.top, rows.sum, next, job.sinks != NULL);
-    weigh<1>(room, job, rows, at, next, next.first + group * 64, tile, kept);
+    if (TOP && last) store_tops<T>(rows, job, block, block.first + group * 64);
+    if (last) start_rows(rows, next, job.sinks != NULL);
+    weigh<1, TOP>(room, job, rows, at, next, next.first + group * 64, tile, kept);
     /* A wait in each branch: a single one before them ptxas moves up, ahead of the softmax that is to fill it. */
     if (last) {
       products_wait<0>();
@@ -382,9 +404,10 @@ __device__ void attend_blocks(const attention_room<T> &room, const attention_job
   products_wait<0>();
   pin(rows.o);
   store_rows<T>(rows.o, rows.sum, job, block, block.first + group * 64);
+  if (TOP) store_tops<T>(rows, job, block, block.first + group * 64);
 }
 
-template <typename T>
+template <typename T, bool TOP>
 __global__ void __launch_bounds__(T::THREADS, 1)
     attend(const __grid_constant__ attention_maps maps, const __grid_constant__ attention_job job, int *taken) {
   extern __shared__ __align__(1024) unsigned char attention_shared[];
@@ -414,7 +437,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     if (threadIdx.x == 0) copy_blocks(room, maps, job, taken);
   } else {
     more_registers<T::GROUPS == 2 ? 240 : 160>();
-    attend_blocks(room, job, threadIdx.x / 128 - 1);
+    attend_blocks<T, TOP>(room, job, threadIdx.x / 128 - 1);
   }
 }
 
@@ -445,8 +468,9 @@ mo_status launch(mo_cuda *cuda, attention_job job) {
     MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_SMALL, sizeof(int), &taken));
     MO_CUDA(cudaMemsetAsync(taken, 0, sizeof(int), cuda->stream));
   }
-  MO_CUDA(cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::BYTES));
-  attend<T><<<grid, T::THREADS, T::BYTES, cuda->stream>>>(maps, job, (int *)taken);
+  auto kernel = job.top ? attend<T, true> : attend<T, false>;
+  MO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::BYTES));
+  kernel<<<grid, T::THREADS, T::BYTES, cuda->stream>>>(maps, job, (int *)taken);
   MO_LAUNCHED("attention");
   return MO_OK;
 }

@@ -49,6 +49,7 @@ static mo_status create(mo_cuda *cuda) {
   MO_CUDA(cudaEventCreateWithFlags(&cuda->fork, cudaEventDisableTiming));
   MO_CUDA(cudaStreamCreateWithFlags(&cuda->fetch, cudaStreamNonBlocking));
   MO_CUDA(cudaEventCreateWithFlags(&cuda->scanned, cudaEventDisableTiming));
+  MO_CUDA(cudaEventCreateWithFlags(&cuda->summed, cudaEventDisableTiming));
   mo_cuda_furnish(cuda);
   if (!cuda->hopper || !cuda->bf16_run) MO_TRY(mo_cuda_expert_streams(cuda));
   return mo_cuda_uploads_open(cuda);
@@ -70,12 +71,14 @@ static void cuda_close(mo_backend *backend) {
   if (cuda->fork) (void)cudaEventDestroy(cuda->fork);
   if (cuda->fetch) (void)cudaStreamDestroy(cuda->fetch);
   if (cuda->scanned) (void)cudaEventDestroy(cuda->scanned);
+  if (cuda->summed) (void)cudaEventDestroy(cuda->summed);
   if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
   (void)cudaFree(cuda->blas_workspace);
   for (int i = 0; i < MO_SCRATCH_COUNT; i++) (void)cudaFree(cuda->scratch[i]);
   for (int i = 0; i < cuda->n_outgrown; i++) (void)cudaFreeHost(cuda->outgrown[i]);
   (void)cudaFreeHost(cuda->host.memory);
   (void)cudaFreeHost(cuda->statistics_host.memory);
+  (void)cudaFreeHost(cuda->experts_host.memory);
   free(cuda->site);
   free(cuda);
 }
@@ -271,14 +274,19 @@ static mo_backend_table make_table(void) {
   t.delta_conv = cuda_delta_conv;
   t.delta_rule = cuda_delta_rule;
   t.delta_norm = cuda_delta_norm;
+  t.zero_features = cuda_zero_features;
+  t.row_sums = cuda_row_sums;
   t.add = cuda_add;
   t.glu = cuda_glu;
   t.route = cuda_route;
   t.experts = cuda_experts;
   t.combine = cuda_combine;
   t.combine_add = cuda_combine_add;
+  t.row_peaks = cuda_row_peaks;
   t.site_statistics = cuda_site_statistics;
   t.site_results = cuda_site_results;
+  t.expert_statistics = cuda_expert_statistics;
+  t.expert_results = cuda_expert_results;
   t.nll = cuda_nll;
   return t;
 }

@@ -32,6 +32,7 @@ typedef enum {
   MO_SCRATCH_LOGITS,         /* and other products in float32 */
   MO_SCRATCH_STATISTICS,
   MO_SCRATCH_OUTLIERS,
+  MO_SCRATCH_EXPERT_STATISTICS,
   MO_SCRATCH_SMALL, /* counters, tables */
   MO_SCRATCH_COUNT
 } mo_scratch_use;
@@ -68,6 +69,9 @@ typedef struct {
   cudaEvent_t scanned;
   void *site; /* the site whose results are awaited: statistics.cu's; malloc'ed */
   mo_cuda_pinned statistics_host;
+  cudaEvent_t summed; /* the results of experts are on the host */
+  int64_t n_summed;   /* experts whose results are awaited */
+  mo_cuda_pinned experts_host;
 } mo_cuda;
 
 static inline mo_cuda *mo_cuda_of(mo_backend *backend) { return (mo_cuda *)backend; }
@@ -174,9 +178,11 @@ mo_status cuda_clamp(mo_backend *, void *, int64_t, float);
 mo_status cuda_rope(mo_backend *, const mo_model_spec *, void *, int64_t, int64_t, int64_t);
 mo_status cuda_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, void *, int64_t, int64_t, int64_t);
 mo_status cuda_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
-                         const void *, int64_t, int64_t, void *);
+                         const void *, int64_t, int64_t, void *, float *);
 mo_status cuda_add(mo_backend *, void *, const void *, int64_t);
 mo_status cuda_glu(mo_backend *, const void *, const void *, int64_t, void *);
+mo_status cuda_zero_features(mo_backend *, void *, int64_t, int64_t, const int32_t *, int64_t);
+mo_status cuda_row_sums(mo_backend *, const float *, int64_t, int64_t, double *);
 mo_status cuda_split(mo_backend *, const void *, int64_t, int64_t, int64_t, void *, void *);
 mo_status cuda_sigmoid_gate(mo_backend *, void *, const void *, int64_t, int64_t, int64_t);
 mo_status cuda_delta_conv(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const void *,
@@ -188,11 +194,16 @@ mo_status cuda_route(mo_backend *, const mo_model_spec *, const mo_stage_weights
                      mo_routing *);
 mo_status cuda_experts(mo_backend *, const mo_model_spec *, const mo_stage_weights *, const void *, const mo_routing *,
                        int64_t, int64_t, void *);
-mo_status cuda_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
-mo_status cuda_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, void *);
+mo_status cuda_combine(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, float *, void *);
+mo_status cuda_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, float *,
+                           void *);
+mo_status cuda_row_peaks(mo_backend *, const void *, int64_t, int64_t, float *);
+mo_status cuda_expert_statistics(mo_backend *, const mo_model_spec *, const void *, int64_t, float, const mo_routing *,
+                                 const float *, const float *);
+mo_status cuda_expert_results(mo_backend *, mo_expert_statistics *);
 mo_status cuda_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t);
 mo_status cuda_site_results(mo_backend *, mo_site_statistics *);
-mo_status cuda_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *);
+mo_status cuda_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *, float *);
 }
 
 #endif

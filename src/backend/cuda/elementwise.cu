@@ -79,6 +79,42 @@ mo_status cuda_add(mo_backend *backend, void *x, const void *y, int64_t count) {
   return BY_TYPE_AND_WIDTH(launch_add, mo_packs(cuda, x, count) && mo_packs(cuda, y, count), x, y, count);
 }
 
+template <typename T>
+__global__ void zero_features(T *x, int64_t T_rows, int64_t H, const int32_t *features, int64_t n) {
+  GRID_STRIDE(i, T_rows * n) x[i / n * H + features[i % n]] = from_float<T>(0);
+}
+
+mo_status cuda_zero_features(mo_backend *backend, void *x, int64_t T, int64_t H, const int32_t *features, int64_t n) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  if (cuda->bf16_run)
+    zero_features<<<grid_for(cuda, T * n), THREADS, 0, cuda->stream>>>((bf16 *)x, T, H, features, n);
+  else
+    zero_features<<<grid_for(cuda, T * n), THREADS, 0, cuda->stream>>>((float *)x, T, H, features, n);
+  MO_LAUNCHED("zero_features");
+  return MO_OK;
+}
+
+/* A block per row: a thread adds every THREADS-th number, then halves of the block are added to each other. */
+__global__ void __launch_bounds__(THREADS) row_sums(const float *x, int64_t width, double *sums) {
+  __shared__ double parts[THREADS];
+  const float *row = x + blockIdx.x * width;
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < width; i += THREADS) sum += (double)row[i];
+  parts[threadIdx.x] = sum;
+  for (int step = THREADS / 2; step > 0; step /= 2) {
+    __syncthreads();
+    if (threadIdx.x < step) parts[threadIdx.x] += parts[threadIdx.x + step];
+  }
+  if (threadIdx.x == 0) sums[blockIdx.x] = parts[0];
+}
+
+mo_status cuda_row_sums(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums) {
+  mo_cuda *cuda = mo_cuda_of(backend);
+  row_sums<<<(unsigned)rows, THREADS, 0, cuda->stream>>>(x, width, sums);
+  MO_LAUNCHED("row_sums");
+  return MO_OK;
+}
+
 template <typename T, int W>
 __global__ void glu(const T *gate, const T *up, int64_t packs, T *out) {
   GRID_STRIDE(i, packs) {

@@ -86,12 +86,27 @@ static __global__ void add_bias_rows(const float *bias, int64_t m, int64_t n, T 
 /* Slots in shared memory: the compiler reads four at a time. */
 static __host__ __device__ int padded(int K) { return (K + 3) / 4 * 4; }
 
-/* A block per token: y [T, H] = sum of weight * row over its places, by ascending expert; ADD: added to what y holds. */
-template <typename T, int W, bool ADD>
+/* Largest number of a warp. */
+static __device__ uint32_t warp_largest(uint32_t x) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, x);
+#else
+  for (int step = 16; step; step /= 2) {
+    uint32_t other = __shfl_xor_sync(~0u, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+#endif
+}
+
+/* A block per token: y [T, H] = sum of weight * row over its places, by ascending expert; ADD: added to what y holds.
+ * PEAKS: peaks [R] = the largest magnitude of each row, whose bits order as integers. */
+template <typename T, int W, bool ADD, bool PEAKS>
 static __global__ void combine_rows(const T *out, const int32_t *expert, const float *weight, const int32_t *place,
-                                    int K, int64_t H, T *y) {
+                                    int K, int64_t H, float *peaks, T *y) {
   extern __shared__ int32_t order[];
   float *sorted = (float *)(order + padded(K));
+  uint32_t *largest = (uint32_t *)(sorted + padded(K));
   int64_t t = blockIdx.x;
   for (int j = (int)threadIdx.x; j < K; j += (int)blockDim.x) {
     int32_t e = expert[t * K + j];
@@ -102,17 +117,28 @@ static __global__ void combine_rows(const T *out, const int32_t *expert, const f
     }
     order[rank] = place[t * K + j];
     sorted[rank] = weight[t * K + j];
+    if (PEAKS) largest[rank] = 0;
   }
   __syncthreads();
-  for (int64_t h = (int64_t)threadIdx.x * W; h < H; h += (int64_t)blockDim.x * W) {
+  for (int64_t h0 = 0; h0 < H; h0 += (int64_t)blockDim.x * W) { /* whole warps */
+    int64_t h = h0 + (int64_t)threadIdx.x * W;
     float sum[W] = {};
+    if (!PEAKS && h >= H) return;
 #pragma unroll 4
     for (int j = 0; j < K; j++) {
-      float v[W], w = sorted[j];
-      load<T, W>(out + order[j] * H + h, v);
+      float v[W] = {}, w = sorted[j];
+      if (!PEAKS || h < H) load<T, W>(out + order[j] * H + h, v);
+      if constexpr (PEAKS) {
+        float top = 0;
+#pragma unroll
+        for (int k = 0; k < W; k++) top = fmaxf(top, fabsf(v[k]));
+        uint32_t of_warp = warp_largest(__float_as_uint(top));
+        if (threadIdx.x % 32 == 0) atomicMax(largest + j, of_warp);
+      }
 #pragma unroll
       for (int k = 0; k < W; k++) sum[k] = rounded<T>(__fadd_rn(sum[k], rounded<T>(__fmul_rn(v[k], w))));
     }
+    if (PEAKS && h >= H) continue;
     if constexpr (ADD) {
       float before[W];
       load<T, W>(y + t * H + h, before);
@@ -120,6 +146,10 @@ static __global__ void combine_rows(const T *out, const int32_t *expert, const f
       for (int k = 0; k < W; k++) sum[k] += before[k];
     }
     store<T, W>(y + t * H + h, sum);
+  }
+  if constexpr (PEAKS) {
+    __syncthreads();
+    for (int j = (int)threadIdx.x; j < K; j += (int)blockDim.x) peaks[order[j]] = __uint_as_float(largest[j]);
   }
 }
 
@@ -379,37 +409,48 @@ mo_status cuda_experts(mo_backend *backend, const mo_model_spec *spec, const mo_
   return run_chunks(&job, last);
 }
 
-template <typename T, int W, bool ADD>
-static mo_status launch_combine(mo_cuda *cuda, const mo_model_spec *spec, const void *out, const mo_routing *routing,
-                                int64_t T_rows, void *y) {
-  int64_t H = spec->hidden, K = spec->moe.top_k, units = (H / W + 31) / 32 * 32;
+typedef struct {
+  mo_cuda *cuda;
+  const mo_model_spec *spec;
+  const void *out;
+  const mo_routing *routing;
+  int64_t tokens;
+  float *peaks;
+  void *y;
+} combine_job;
+
+template <typename T, int W, bool ADD, bool PEAKS>
+static mo_status launch_combine(const combine_job *job) {
+  int64_t H = job->spec->hidden, K = job->spec->moe.top_k, units = (H / W + 31) / 32 * 32;
   unsigned threads = (unsigned)(units < 32 ? 32 : units > 128 ? 128 : units);
-  combine_rows<T, W, ADD>
-      <<<(unsigned)T_rows, threads, (size_t)padded((int)K) * (sizeof(int32_t) + sizeof(float)), cuda->stream>>>(
-          (const T *)out, routing->expert, routing->weight, routing->place, (int)K, H, (T *)y);
+  size_t shared = (size_t)padded((int)K) * (sizeof(int32_t) + sizeof(float) + (PEAKS ? sizeof(uint32_t) : 0));
+  combine_rows<T, W, ADD, PEAKS><<<(unsigned)job->tokens, threads, shared, job->cuda->stream>>>(
+      (const T *)job->out, job->routing->expert, job->routing->weight, job->routing->place, (int)K, H, job->peaks,
+      (T *)job->y);
   MO_LAUNCHED("combine_rows");
   return MO_OK;
 }
 
 template <typename T, bool ADD>
-static mo_status combine(mo_cuda *cuda, const mo_model_spec *spec, const void *out, const mo_routing *routing,
-                         int64_t T_rows, void *y) {
-  if (T_rows == 0) return MO_OK;
-  if (mo_packs(cuda, out, spec->hidden) && mo_packs(cuda, y, spec->hidden))
-    return launch_combine<T, mo_pack<T>::width, ADD>(cuda, spec, out, routing, T_rows, y);
-  return launch_combine<T, 1, ADD>(cuda, spec, out, routing, T_rows, y);
+static mo_status combine(const combine_job *job) {
+  constexpr int W = mo_pack<T>::width;
+  int64_t H = job->spec->hidden;
+  if (job->tokens == 0) return MO_OK;
+  bool packs = mo_packs(job->cuda, job->out, H) && mo_packs(job->cuda, job->y, H);
+  if (job->peaks) return packs ? launch_combine<T, W, ADD, true>(job) : launch_combine<T, 1, ADD, true>(job);
+  return packs ? launch_combine<T, W, ADD, false>(job) : launch_combine<T, 1, ADD, false>(job);
 }
 
 mo_status cuda_combine(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                       const mo_routing *routing, int64_t T, void *y) {
+                       const mo_routing *routing, int64_t T, float *peaks, void *y) {
   mo_cuda *cuda = mo_cuda_of(backend);
-  return cuda->bf16_run ? combine<bf16, false>(cuda, spec, expert_out, routing, T, y)
-                        : combine<float, false>(cuda, spec, expert_out, routing, T, y);
+  combine_job job = {cuda, spec, expert_out, routing, T, peaks, y};
+  return cuda->bf16_run ? combine<bf16, false>(&job) : combine<float, false>(&job);
 }
 
 mo_status cuda_combine_add(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
-                           const mo_routing *routing, int64_t T, void *x) {
+                           const mo_routing *routing, int64_t T, float *peaks, void *x) {
   mo_cuda *cuda = mo_cuda_of(backend);
-  return cuda->bf16_run ? combine<bf16, true>(cuda, spec, expert_out, routing, T, x)
-                        : combine<float, true>(cuda, spec, expert_out, routing, T, x);
+  combine_job job = {cuda, spec, expert_out, routing, T, peaks, x};
+  return cuda->bf16_run ? combine<bf16, true>(&job) : combine<float, true>(&job);
 }

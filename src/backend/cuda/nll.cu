@@ -13,7 +13,8 @@ typedef struct {
   double *sum;   /* of exp(logit - top) */
   float *top;    /* largest logit */
   float *target; /* logit of the next token */
-  float *nll;    /* [B, S-1] */
+  float *nll;    /* [B, S-1], and after it ... */
+  float *best;   /* ... [B, S-1] probability of the likeliest token */
   int32_t *ids;  /* [B, S] */
 } nll_state;
 
@@ -89,6 +90,7 @@ static __global__ void finish_rows(int64_t B, int64_t S, nll_state state) {
   if (i >= B * (S - 1)) return;
   int64_t r = i / (S - 1) * S + i % (S - 1);
   state.nll[i] = (float)((double)state.top[r] + log(state.sum[r]) - (double)state.target[r]);
+  state.best[i] = (float)(1 / state.sum[r]);
 }
 
 /* Rows n0 .. n0+n-1 of a matrix that is not transposed. */
@@ -105,13 +107,14 @@ static mo_weight rows_of(const mo_weight *w, int64_t n0, int64_t n) {
 static mo_status prepare(mo_cuda *cuda, const int32_t *ids, int64_t B, int64_t S, nll_state *state) {
   int64_t T = B * S;
   void *block;
-  MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_SMALL, (size_t)T * (sizeof(double) + 3 * sizeof(float) + sizeof(int32_t)),
+  MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_SMALL, (size_t)T * (sizeof(double) + 4 * sizeof(float) + sizeof(int32_t)),
                          &block));
   state->sum = (double *)block;
   state->top = (float *)(state->sum + T);
   state->target = state->top + T;
   state->nll = state->target + T;
-  state->ids = (int32_t *)(state->nll + T);
+  state->best = state->nll + B * (S - 1);
+  state->ids = (int32_t *)(state->nll + 2 * T);
   MO_CUDA(cudaMemcpyAsync(state->ids, ids, (size_t)T * sizeof *ids, cudaMemcpyHostToDevice, cuda->stream));
   return MO_OK;
 }
@@ -155,9 +158,9 @@ static mo_status run_tiles(mo_cuda *cuda, const mo_weight *lm_head, const void *
 }
 
 mo_status cuda_nll(mo_backend *backend, const mo_weight *lm_head, const void *x, const int32_t *ids, int64_t B,
-                   int64_t S, float *nll) {
+                   int64_t S, float *nll, float *top) {
   mo_cuda *cuda = mo_cuda_of(backend);
-  size_t bytes = (size_t)(B * (S - 1)) * sizeof(float);
+  size_t one = (size_t)(B * (S - 1)) * sizeof(float), bytes = top ? 2 * one : one;
   nll_state state;
   void *host;
   if (S < 2 || B < 1) return MO_OK;
@@ -168,6 +171,7 @@ mo_status cuda_nll(mo_backend *backend, const mo_weight *lm_head, const void *x,
   MO_LAUNCHED("finish_rows");
   MO_CUDA(cudaMemcpyAsync(host, state.nll, bytes, cudaMemcpyDeviceToHost, cuda->stream));
   MO_CUDA(cudaStreamSynchronize(cuda->stream));
-  memcpy(nll, host, bytes);
+  memcpy(nll, host, one);
+  if (top) memcpy(top, (const char *)host + one, one);
   return MO_OK;
 }

@@ -8,6 +8,7 @@ enum : int {
   WARPS = 8,
   THREADS = WARPS * 32,
   DEPTH = SEGMENT / WARPS, /* positions of a warp */
+  AT_FIRST = 128,      /* in site_job's hits */
   FIRST_PART = 8192        /* outliers that come to the host with the results: one wait for most sites */
 };
 
@@ -15,6 +16,7 @@ enum : int {
 typedef struct {
   float min, max;
   double sum_abs;
+  int32_t position; /* of the largest, in the sequence */
 } extremes;
 
 /* Over all values of a tile. */
@@ -28,7 +30,7 @@ typedef struct {
   int64_t segments, column_tiles; /* tiles of a sequence: [segments, column_tiles] */
   float threshold;
   uint64_t *positions; /* [B, H, segments] of this micro-batch */
-  uint16_t *hits;      /* [B, segments, H] outlier values, and 256 times the positive ones */
+  uint16_t *hits;      /* [B, segments, H] outlier values, AT_FIRST if one is at position 0, and 256 times the positive ones */
   extremes *partials;  /* [B, segments, H] */
   tile_sums *sums;     /* [B, segments, column_tiles] */
   mo_outlier *list;    /* [capacity] */
@@ -39,12 +41,13 @@ typedef struct {
 typedef struct {
   unsigned long long *n_outliers;
   double *sum_abs, *sum, *sum_squares;
-  int32_t *count, *positive;
+  int32_t *count, *positive, *position;
   float *min, *max, *max_abs;
+  uint8_t *first;
 } site_results;
 
 static size_t result_bytes_of(int64_t B, int64_t H) {
-  size_t cell = sizeof(double) + 2 * sizeof(int32_t) + 2 * sizeof(float), row = 2 * sizeof(double) + sizeof(float);
+  size_t cell = sizeof(double) + 3 * sizeof(int32_t) + 2 * sizeof(float) + 1, row = 2 * sizeof(double) + sizeof(float);
   return (256 + (size_t)(B * H) * cell + (size_t)B * row + 255) / 256 * 256;
 }
 
@@ -58,9 +61,11 @@ static site_results lay_out(void *block, int64_t B, int64_t H) {
   r.sum_squares = r.sum + B;
   r.count = (int32_t *)(r.sum_squares + B);
   r.positive = r.count + cells;
-  r.min = (float *)(r.positive + cells);
+  r.position = r.positive + cells;
+  r.min = (float *)(r.position + cells);
   r.max = r.min + cells;
   r.max_abs = r.max + cells;
+  r.first = (uint8_t *)(r.max_abs + B);
   return r;
 }
 
@@ -136,14 +141,20 @@ static __device__ void reduce_tile(double sum, double squares, float top, tile_s
   *out = all;
 }
 
+/* Larger for the value that counts as the larger one: by magnitude, of equal ones the positive one. */
+static __device__ uint32_t rank_of(float x) { return __float_as_uint(fabsf(x)) << 1 | (x > 0); }
+
+/* Of a tile's values, by its min and max: the one of the largest rank. */
+static __device__ float larger_of(float low, float high) { return rank_of(low) > rank_of(high) ? low : high; }
+
 /* Second look, by one warp: outliers of column c (column h of the site). cell: of (b, segment, h). */
 template <typename T, typename Hits>
-static __device__ void count_column(const site_job &job, const T *tile, int rows, int c, int64_t cell, uint64_t *word,
-                                    Hits &found) {
+static __device__ void count_column(const site_job &job, const T *tile, int rows, int c, int64_t segment, int64_t cell,
+                                    uint64_t *word, Hits &found) {
   int lane = (int)threadIdx.x % 32;
   float low = INFINITY, high = -INFINITY;
   double sum_abs = 0;
-  uint64_t bits = 0;
+  uint64_t bits = 0, top = 0; /* top: rank, then the earlier position */
   int positive = 0;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -154,6 +165,8 @@ static __device__ void count_column(const site_job &job, const T *tile, int rows
       low = fminf(low, x);
       high = fmaxf(high, x);
       sum_abs += (double)fabsf(x);
+      uint64_t key = (uint64_t)rank_of(x) << 32 | (uint32_t)(SEGMENT - p);
+      if (key > top) top = key;
     }
     bits |= (uint64_t)__ballot_sync(~0u, hit) << (32 * half);
     positive += __popc(__ballot_sync(~0u, hit && x > 0));
@@ -164,15 +177,18 @@ static __device__ void count_column(const site_job &job, const T *tile, int rows
     low = fminf(low, __shfl_xor_sync(~0u, low, step));
     high = fmaxf(high, __shfl_xor_sync(~0u, high, step));
     sum_abs += __shfl_xor_sync(~0u, sum_abs, step);
+    uint64_t other = __shfl_xor_sync(~0u, top, step);
+    if (other > top) top = other;
   }
   if (lane != 0) return;
   int count = __popcll(bits);
   found.bits[c] = bits;
-  found.hits[c] = (uint16_t)(count + 256 * positive);
+  found.hits[c] = (uint16_t)(count + (segment == 0 && bits & 1 ? AT_FIRST : 0) + 256 * positive);
   found.offset[c] = atomicAdd(&found.total, count); /* any order: the list has none */
   job.partials[cell].min = low;
   job.partials[cell].max = high;
   job.partials[cell].sum_abs = sum_abs;
+  job.partials[cell].position = (int32_t)(segment * SEGMENT) + SEGMENT - (int32_t)(uint32_t)top;
   *word |= bits;
 }
 
@@ -223,7 +239,7 @@ static __global__ void __launch_bounds__(THREADS) scan_tiles(site_job job, unsig
   if (__syncthreads_or(any)) {
     for (int c = warp; c < columns; c += WARPS)
       if (found.flagged[c])
-        count_column(job, tile, rows, c, place * job.H + h0 + c,
+        count_column(job, tile, rows, c, segment, place * job.H + h0 + c,
                      job.positions + (b * job.H + h0 + c) * job.segments + segment, found);
     __syncthreads();
     if (threadIdx.x == 0 && found.total) found.base = atomicAdd(n_outliers, (unsigned long long)found.total);
@@ -243,15 +259,22 @@ static __global__ void sum_cells(site_job job, site_results r) {
   int64_t first = cell / job.H * job.segments * job.H + cell % job.H;
   const uint16_t *__restrict__ hits = job.hits + first;
   const extremes *__restrict__ partials = job.partials + first;
-  int32_t count = 0, positive = 0;
+  int32_t count = 0, positive = 0, position = 0;
   float low = INFINITY, high = -INFINITY;
   double sum_abs = 0;
+  uint32_t top = 0;
+  r.first[cell] = (hits[0] & AT_FIRST) != 0;
 #pragma unroll 16
   for (int64_t s = 0; s < job.segments; s++) {
     int hit = hits[s * job.H];
     if (!hit) continue;
     extremes part = partials[s * job.H];
-    count += hit % 256;
+    uint32_t rank = rank_of(larger_of(part.min, part.max));
+    if (rank > top) {
+      top = rank;
+      position = part.position;
+    }
+    count += hit % AT_FIRST;
     positive += hit / 256;
     low = fminf(low, part.min);
     high = fmaxf(high, part.max);
@@ -262,6 +285,7 @@ static __global__ void sum_cells(site_job job, site_results r) {
   r.min[cell] = low;
   r.max[cell] = high;
   r.sum_abs[cell] = sum_abs;
+  r.position[cell] = position;
 }
 
 /* A block per sequence: its tiles in a fixed order. */
@@ -395,6 +419,7 @@ mo_status cuda_site_results(mo_backend *backend, mo_site_statistics *statistics)
   statistics->min = results.min, statistics->max = results.max;
   statistics->sum_abs = results.sum_abs, statistics->sum = results.sum, statistics->sum_squares = results.sum_squares;
   statistics->max_abs = results.max_abs;
+  statistics->position = results.position, statistics->first = results.first;
   statistics->outliers = (mo_outlier *)((char *)cuda->statistics_host.memory + result_bytes_of(job->B, job->H));
   statistics->n_outliers = n;
   return MO_OK;
