@@ -264,7 +264,6 @@ __device__ __forceinline__ void store_rows(const float (&o)[T::D / 2], const flo
   }
 }
 
-
 /* One arrival per warp. */
 __device__ __forceinline__ void release(uint32_t empty) {
   if (threadIdx.x % 32 == 0) barrier_arrive(empty);

@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(THREADS) row_sums(const float *x, int64_t widt
 
 mo_status cuda_row_sums(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums) {
   mo_cuda *cuda = mo_cuda_of(backend);
+  if (rows == 0) return MO_OK;
   row_sums<<<(unsigned)rows, THREADS, 0, cuda->stream>>>(x, width, sums);
   MO_LAUNCHED("row_sums");
   return MO_OK;

@@ -8,7 +8,7 @@ enum : int {
   WARPS = 8,
   THREADS = WARPS * 32,
   DEPTH = SEGMENT / WARPS, /* positions of a warp */
-  AT_FIRST = 128,      /* in site_job's hits */
+  AT_FIRST = 128,          /* in site_job's hits */
   FIRST_PART = 8192        /* outliers that come to the host with the results: one wait for most sites */
 };
 
@@ -30,7 +30,7 @@ typedef struct {
   int64_t segments, column_tiles; /* tiles of a sequence: [segments, column_tiles] */
   float threshold;
   uint64_t *positions; /* [B, H, segments] of this micro-batch */
-  uint16_t *hits;      /* [B, segments, H] outlier values, AT_FIRST if one is at position 0, and 256 times the positive ones */
+  uint16_t *hits;      /* [B, segments, H] outlier values, AT_FIRST if one is at position 0, 256 times the positive ones */
   extremes *partials;  /* [B, segments, H] */
   tile_sums *sums;     /* [B, segments, column_tiles] */
   mo_outlier *list;    /* [capacity] */
