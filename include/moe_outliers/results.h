@@ -90,6 +90,8 @@ typedef struct {
   double threshold;
   mo_feature *features;
   int64_t n_features;
+  mo_expert *experts; /* NULL: the file has no such table */
+  int64_t n_expert_rows;
   mo_summary summary;
   double perplexity, perplexity_low, perplexity_high;
   mo_ablation ablation; /* empty if there was none */

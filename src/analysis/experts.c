@@ -1,5 +1,5 @@
-/* What tokens bring to experts, and the largest output of each: integers, and a maximum whose ties are settled by place, so
- * that no order of micro-batches matters. */
+/* What tokens bring to experts, and the largest output of each: integers, and a maximum whose ties are settled by place,
+ * so that no order of micro-batches matters. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,8 +77,8 @@ static mo_status check_rows(const mo_analysis *analysis) {
     if ((row->tokens > 0) != (row->max_sequence >= 0) || row->outlier_tokens > row->tokens ||
         row->outlier_values < row->outlier_tokens)
       return MO_FAIL(MO_FAILED,
-                     "%lld tokens, %lld with %lld outlier values, largest output of sequence %d (expert %d of layer %d): "
-                     "report this as a bug",
+                     "%lld tokens, %lld with %lld outlier values, largest output of sequence %d (expert %d of layer "
+                     "%d): report this as a bug",
                      (long long)row->tokens, (long long)row->outlier_tokens, (long long)row->outlier_values,
                      row->max_sequence, row->expert, row->layer);
   }

@@ -121,6 +121,18 @@ static json_t *agreement_json(const mo_report_model *model, bool *ok) {
   return object;
 }
 
+/* [[layer, expert]] of the experts that got no token; null if the file does not say. */
+static json_t *dead_experts_json(const mo_results_file *file, bool *ok) {
+  if (!file->experts) return json_null();
+  json_t *list = json_array();
+  for (int64_t i = 0; i < file->n_expert_rows; i++) {
+    const mo_expert *row = &file->experts[i];
+    if (row->shared || row->tokens > 0) continue;
+    if (json_array_append_new(list, json_pack("[ii]", (int)row->layer, (int)row->expert)) != 0) *ok = false;
+  }
+  return list;
+}
+
 static json_t *finding_json(const mo_report_finding *finding, bool *ok) {
   json_t *object = json_object();
   put(object, "comparable", json_boolean(finding->comparable), ok);
@@ -155,6 +167,7 @@ static json_t *model_json(const mo_report_model *model, bool *ok) {
   put_size(object, "active_parameters", file->active_parameters, ok);
   put_size(object, "n_experts", file->n_experts, ok);
   put_size(object, "experts_per_token", file->experts_per_token, ok);
+  put(object, "dead_experts", dead_experts_json(file, ok), ok);
   put(object, "criteria", criteria_json(&file->criteria, ok), ok);
   put(object, "bootstrap", bootstrap_json(&file->bootstrap, ok), ok);
   put(object, "agreement", agreement_json(model, ok), ok);

@@ -179,6 +179,30 @@ static void print_results(const mo_report_model *model, mo_table_style style, FI
   print_agreement(model, style, out);
 }
 
+enum { DEAD_SHOWN = 20 };
+
+/* The experts that got no token, by layer. */
+static void print_dead_experts(const mo_results_file *file, mo_table_style style, FILE *out) {
+  int64_t n = 0, routed = 0;
+  int32_t layer = -1;
+  if (!file->experts) return;
+  item("dead experts", style, out);
+  for (int64_t i = 0; i < file->n_expert_rows; i++) {
+    const mo_expert *row = &file->experts[i];
+    routed += !row->shared;
+    if (row->shared || row->tokens > 0 || n++ >= DEAD_SHOWN) continue;
+    if (row->layer != layer)
+      fprintf(out, "%slayer %" PRId32 ": %" PRId32, n > 1 ? "; " : "", row->layer, row->expert);
+    else
+      fprintf(out, ", %" PRId32, row->expert);
+    layer = row->layer;
+  }
+  if (n == 0)
+    fprintf(out, "none of %" PRId64 "\n", routed);
+  else
+    fprintf(out, "%s (%" PRId64 " of %" PRId64 " got no token)\n", n > DEAD_SHOWN ? ", ..." : "", n, routed);
+}
+
 static void print_summary(const mo_report_model *model, mo_table_style style, FILE *out) {
   const mo_results_file *file = &model->file;
   fputs(style == MO_TABLE_MARKDOWN ? "## " : "", out);
@@ -205,6 +229,7 @@ static void print_summary(const mo_report_model *model, mo_table_style style, FI
   if (!isnan(file->perplexity) && !isnan(file->perplexity_low))
     fprintf(out, " [%.4g, %.4g]", file->perplexity_low, file->perplexity_high);
   if (!isnan(file->perplexity)) fputc('\n', out);
+  print_dead_experts(file, style, out);
   print_results(model, style, out);
   fputc('\n', out);
 }

@@ -252,6 +252,25 @@ mo_status mo_part_read(mo_results_file *read, const mo_h5_file *file, double thr
   return MO_OK;
 }
 
+static mo_status read_experts(mo_results_file *read, const mo_h5_file *file) {
+  mo_table_cursor cursor;
+  if (H5Lexists(file->id, "/experts", H5P_DEFAULT) <= 0) return MO_OK;
+  MO_TRY(mo_table_cursor_open(&cursor, file, &mo_table_experts, "/experts"));
+  mo_status status = MO_OK;
+  /* A damaged row count must not become a huge allocation. */
+  if (read->n_experts < 0 || read->n_layers < 0 || cursor.n_rows / (read->n_experts + 1) > read->n_layers)
+    status = MO_FAIL(MO_INVALID, "/experts has %lld rows for %lld layers of %lld experts (%s): %s",
+                     (long long)cursor.n_rows, (long long)read->n_layers, (long long)read->n_experts, file->path, REMEDY);
+  if (status == MO_OK && !(read->experts = mo_alloc((size_t)cursor.n_rows, sizeof *read->experts))) status = MO_FAILED;
+  read->n_expert_rows = cursor.n_rows;
+  while (status == MO_OK && cursor.next < cursor.n_rows) {
+    const void *row;
+    status = mo_table_cursor_peek(&cursor, &row);
+    if (status == MO_OK) read->experts[cursor.next++] = *(const mo_expert *)row;
+  }
+  return mo_table_cursor_close(&cursor, status);
+}
+
 mo_status mo_results_read(mo_results_file *read, const char *path) {
   mo_h5_file file = {.path = path, .code = MO_INVALID, .remedy = REMEDY};
   *read = (mo_results_file){0};
@@ -261,6 +280,7 @@ mo_status mo_results_read(mo_results_file *read, const char *path) {
   if (status == MO_OK) status = read_features(read, &file, "");
   if (status == MO_OK) status = read_summary(read, &file, "");
   if (status == MO_OK) status = read_perplexity(read, &file);
+  if (status == MO_OK) status = read_experts(read, &file);
   if (status == MO_OK) status = read_ablation(read, &file);
   status = mo_h5_close(&file, status, file.id);
   if (status == MO_OK && !(read->path = mo_strdup(path))) status = MO_FAILED;
@@ -272,6 +292,7 @@ void mo_results_file_free(mo_results_file *read) {
   char *const texts[] = {read->path,   read->model_name, read->architecture, read->precision,
                          read->device, read->started,    read->finished};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(texts[i]);
+  free(read->experts);
   free(read->features);
   mo_ablation_free(&read->ablation);
   *read = (mo_results_file){0};

@@ -11,6 +11,24 @@ import numpy as np
 NONE, PROBABILISTIC, SYSTEMATIC = 0, 1, 2
 
 
+class Experts:
+    """Of one layer that routes: who got which token, from the router's logits [N*S, E], float64."""
+
+    def __init__(self, x, threshold, logits, top_k):
+        self.hits = (np.abs(x.astype(np.float64)) >= threshold).reshape(-1, x.shape[-1]).sum(axis=1)
+        chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+        self.got = np.zeros(logits.shape, bool)
+        np.put_along_axis(self.got, chosen, True, axis=1)
+
+    def sums(self):
+        """{column: [E]}"""
+        return {
+            "tokens": self.got.sum(axis=0),
+            "outlier_values": (self.got * self.hits[:, None]).sum(axis=0),
+            "outlier_tokens": (self.got & (self.hits[:, None] > 0)).sum(axis=0),
+        }
+
+
 class Tables:
     def __init__(
         self, activations, threshold=6.0, layer_fraction=0.25, position_fraction=0.06, systematic_fraction=1.0

@@ -3,6 +3,7 @@ result file against a NumPy recomputation from the activations stored in the sam
 
 # cores: 1
 
+import json
 import math
 
 import h5py
@@ -139,6 +140,89 @@ def test_further_thresholds(folder, precision, ranks, analysed):
             assert_table(group["sites"][:], tables.sites(), close=("mean", "std"))
             for key, value in tables.summary().items():
                 assert float(group[f"summary/{key}"][()]) == pytest.approx(value, rel=1e-14, nan_ok=True), key
+
+
+def weights_of(folder):
+    """{name: float32 array} of the tensors of a checkpoint in bfloat16 or float32."""
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8 : 8 + size]).items():
+            if name == "__metadata__" or entry["dtype"] not in ("BF16", "F32"):
+                continue
+            begin, end = (8 + size + offset for offset in entry["data_offsets"])
+            if entry["dtype"] == "F32":
+                values = np.frombuffer(data[begin:end], np.float32)
+            else:
+                values = (np.frombuffer(data[begin:end], np.uint16).astype(np.uint32) << 16).view(np.float32)
+            tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def test_experts(stored):
+    """What holds for every router, at each layer that routes; layers that do not have no rows."""
+    result, tables = stored
+    if "routing" not in result:
+        assert "experts" not in result
+        return
+    load, rows, tokens = result["routing/expert_tokens"][:], result["experts"][:], result["tokens"][:]
+    routing = [layer for layer in range(len(load)) if load[layer].any()]
+    assert list(dict.fromkeys(rows["layer"])) == routing
+    for layer in routing:
+        mine = rows[rows["layer"] == layer]
+        routed, shared = mine[mine["shared"] == 0], mine[mine["shared"] == 1]
+        hits = tables.hit[2 * layer + 1].sum(axis=2)
+        top_k = int(result.attrs["experts_per_token"])
+        np.testing.assert_array_equal(routed["expert"], np.arange(load.shape[1]))
+        np.testing.assert_array_equal(routed["tokens"], load[layer])
+        assert routed["outlier_values"].sum() == top_k * hits.sum()
+        assert routed["outlier_tokens"].sum() == top_k * (hits > 0).sum()
+        assert list(shared["expert"]) == [-1] * len(shared) and len(shared) <= 1
+        for row in shared:
+            assert (row["tokens"], row["outlier_values"]) == (hits.size, hits.sum())
+            assert row["outlier_tokens"] == (hits > 0).sum()
+        for row in mine:
+            dead = row["tokens"] == 0
+            assert (row["max_sequence"] < 0) == (row["max_position"] < 0) == (row["max_token"] < 0) == dead
+            assert (row["max_output"] == 0) or not dead
+            if not dead:
+                assert row["max_token"] == tokens[row["max_sequence"], row["max_position"]]
+
+
+# reference: names of an expert's three matrices, and of the router
+SEPARATE = {
+    "olmoe_a": ("mlp.experts.{}.{}_proj.weight", ("gate", "up", "down"), "mlp.gate.weight"),
+    "olmoe_b": ("mlp.experts.{}.{}_proj.weight", ("gate", "up", "down"), "mlp.gate.weight"),
+    "qwen3_moe_a": ("mlp.experts.{}.{}_proj.weight", ("gate", "up", "down"), "mlp.gate.weight"),
+    "mixtral_a": ("block_sparse_moe.experts.{}.{}.weight", ("w1", "w3", "w2"), "block_sparse_moe.gate.weight"),
+}
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_experts_recomputed(name, ranks, analysed):
+    """Each expert's tokens and their outlier values from the router's weights; its largest output from its own."""
+    pattern, (gate, up, down), router = SEPARATE[name]
+    folder = helpers.REFERENCES / name
+    weights = weights_of(folder)
+    with h5py.File(analysed(folder, "fp32", ranks)) as result:
+        rows, length = result["experts"][:], int(result.attrs["sequence_length"])
+        top_k = int(result.attrs["experts_per_token"])
+        for layer in sorted(set(rows["layer"])):
+            x, base = result[f"activations/{layer:03d}/ln_mlp"][:], f"model.layers.{layer}."
+            flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+            experts = recompute.Experts(x, 6.0, flat @ weights[base + router].T.astype(np.float64), top_k)
+            mine = rows[(rows["layer"] == layer) & (rows["shared"] == 0)]
+            for column, values in experts.sums().items():
+                np.testing.assert_array_equal(mine[column], values, err_msg=column)
+            for row in mine[mine["tokens"] > 0]:
+                a, b, c = (weights[base + pattern.format(row["expert"], part)].astype(np.float64) for part in (gate, up, down))
+                given = flat @ a.T
+                output = np.abs(((given / (1 + np.exp(-given))) * (flat @ b.T)) @ c.T).max(axis=1)
+                output[~experts.got[:, row["expert"]]] = -1
+                place = row["max_sequence"] * length + row["max_position"]
+                assert row["max_output"] == pytest.approx(output.max(), rel=1e-4)
+                assert output[place] == pytest.approx(output.max(), rel=1e-4)
 
 
 def test_top_values(stored):

@@ -53,6 +53,11 @@ class Result:
                 end: float(file[f"perplexity/perplexity_{end}"][()]) if "perplexity" in file else math.nan
                 for end in ("low", "high")
             }
+            self.dead_experts = None
+            if "experts" in file:
+                dead = file["experts"][:]
+                dead = dead[(dead["tokens"] == 0) & (dead["shared"] == 0)]
+                self.dead_experts = [[int(row["layer"]), int(row["expert"])] for row in dead]
             self.perplexity = float(file["perplexity/perplexity"][()]) if "perplexity" in file else math.nan
 
     def shown(self, limit=0):
@@ -124,6 +129,8 @@ def assert_model(shown, summary, result):
             assert_number(summary[f"{name}_{end}"], result.summary[f"{name}_{end}"])
     for end in ("low", "high"):
         assert_number(shown[f"perplexity_{end}"], result.interval[end])
+    if "dead_experts" in shown:
+        assert shown["dead_experts"] == result.dead_experts
     for name in ("parameters", "active_parameters", "n_experts", "experts_per_token"):
         assert int(shown[name]) == result.attributes[name], name
     assert summary["classification"] == result.classes[result.summary["classification"]]
@@ -347,6 +354,30 @@ def test_what_cannot_be_changed(results, override, reason):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("moe-outliers: error: ") and done.stderr.count("\n") == 1
     assert reason in done.stderr
+
+
+@pytest.mark.parametrize("n_dead", (0, 3, 25))
+def test_dead_experts(results, tmp_path, style, n_dead):
+    path = tmp_path / "dead.h5"
+    path.write_bytes(results["systematic"].path.read_bytes())
+    with h5py.File(path, "a") as file:
+        rows = file["experts"][:]
+        assert len(rows) >= 6 and not rows["shared"].any()
+        rows = np.concatenate([rows] * 9) if n_dead > len(rows) else rows
+        rows["tokens"] = 5
+        rows["tokens"][:n_dead] = 0
+        file.attrs["n_experts"] = len(rows)
+        del file["experts"]
+        file["experts"] = rows
+    dead = [[int(row["layer"]), int(row["expert"])] for row in rows[:n_dead]]
+    line = next(line for line in report(path, "--format", style).splitlines() if "dead experts" in line)
+    assert json.loads(report(path, "--format", "json"))["models"][0]["dead_experts"] == dead
+    if not n_dead:
+        assert line.endswith(f"none of {len(rows)}")
+        return
+    assert line.endswith(f"({n_dead} of {len(rows)} got no token)") and ("..." in line) == (n_dead > 20)
+    if n_dead == 3:
+        assert f"layer {dead[0][0]}: {dead[0][1]}, {dead[1][1]}" in line
 
 
 def test_stored_thresholds(results, tmp_path):

@@ -72,14 +72,16 @@ static size_t part_bytes(int i) { return (size_t)(i * 37 % 101); }
 
 static unsigned char byte_of(int i, size_t place) { return (unsigned char)(i * 31 + (int)place * 7 + 1); }
 
+static void write_part(mo_journal *journal, int i, int p) {
+  void *data;
+  ok(mo_journal_part(journal, KIND + p, i - p, part_bytes(i + p), &data));
+  assert_int_equal((uintptr_t)data % 8, 0);
+  for (size_t k = 0; k < part_bytes(i + p); k++) ((unsigned char *)data)[k] = byte_of(i + p, k);
+}
+
 static void write_record(mo_journal *journal, int i) {
   ok(mo_journal_begin(journal, i, 2 * i));
-  for (int p = 0; p < 3; p++) {
-    void *data;
-    ok(mo_journal_part(journal, KIND + p, i - p, part_bytes(i + p), &data));
-    assert_int_equal((uintptr_t)data % 8, 0);
-    for (size_t k = 0; k < part_bytes(i + p); k++) ((unsigned char *)data)[k] = byte_of(i + p, k);
-  }
+  for (int p = 0; p < 3; p++) write_part(journal, i, p);
   ok(mo_journal_commit(journal));
 }
 
@@ -176,6 +178,35 @@ static void dropped_records_are_not_written(void **state) {
   ok(mo_journal_begin(journal, 2, 4));
   mo_journal_close(journal);
   assert_int_equal(read_journal("j", IDENTITY, &damaged), 3);
+  assert_int_equal(damaged, 0);
+  unlinkat(folder.descriptor, "j", 0);
+}
+
+/* A record may be put aside, and ended amid another one. */
+static void records_put_aside(void **state) {
+  (void)state;
+  int64_t damaged;
+  mo_journal *journal;
+  ok(mo_journal_create(&journal, &folder, "j", IDENTITY));
+  for (int i = 0; i < 3; i += 2) {
+    ok(mo_journal_begin(journal, i, 2 * i));
+    write_part(journal, i, 0);
+    mo_journal_swap(journal);
+    ok(mo_journal_begin(journal, i + 1, 2 * (i + 1)));
+    write_part(journal, i + 1, 0);
+    write_part(journal, i + 1, 1);
+    mo_journal_swap(journal);
+    write_part(journal, i, 1);
+    write_part(journal, i, 2);
+    ok(mo_journal_commit(journal));
+    mo_journal_swap(journal);
+    write_part(journal, i + 1, 2);
+    ok(mo_journal_commit(journal));
+  }
+  ok(mo_journal_begin(journal, 4, 8));
+  mo_journal_swap(journal); /* is never ended */
+  mo_journal_close(journal);
+  assert_int_equal(read_journal("j", IDENTITY, &damaged), 0xf);
   assert_int_equal(damaged, 0);
   unlinkat(folder.descriptor, "j", 0);
 }
@@ -313,6 +344,7 @@ int main(void) {
       cmocka_unit_test(cut_anywhere),         cmocka_unit_test(damaged_anywhere),
       cmocka_unit_test(followed_by_rubbish),  cmocka_unit_test(of_another_run),
       cmocka_unit_test(locked_while_written), cmocka_unit_test(blobs),
+      cmocka_unit_test(records_put_aside),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
