@@ -25,18 +25,22 @@ RESULTS = {
 }
 
 
+def make_result(folder, name, reference, analysis, activations):
+    """The result file of a run."""
+    checkpoint = helpers.REFERENCES / reference
+    output = folder / f"{name}.h5"
+    sections = helpers.run_sections(
+        checkpoint, checkpoint / "tokens.h5", output, analysis=analysis, activations="all" if activations else ()
+    )
+    helpers.run(["run", helpers.write_config(folder / f"{name}.cfg", sections)], env=helpers.quick())
+    return output
+
+
 def make_results(folder):
-    """{name: result file}"""
-    found = {}
-    for name, (reference, analysis, activations) in RESULTS.items():
-        checkpoint = helpers.REFERENCES / reference
-        output = folder / f"{name}.h5"
-        sections = helpers.run_sections(
-            checkpoint, checkpoint / "tokens.h5", output, analysis=analysis, activations="all" if activations else ()
-        )
-        helpers.run(["run", helpers.write_config(folder / f"{name}.cfg", sections)], env=helpers.quick())
-        found[name] = output
-    return found
+    """{name: result file}; "studied": with an ablation, and with the sizes and intervals of extend."""
+    found = {name: make_result(folder, name, *how) for name, how in RESULTS.items()}
+    ablated = make_result(folder, "ablated", "olmoe_a", {"ablate": "features", "ablate_draws": 5}, True)
+    return found | {"studied": extend(ablated, folder / "studied.h5")}
 
 
 def put(group, name, value):
@@ -46,9 +50,8 @@ def put(group, name, value):
 
 
 def extend(source, path, name="ORG/studied", parameters=7_000_000_000, active=1_300_000_000):
-    """A copy with sizes, intervals and the tables /experts and /ablation, of made-up numbers; returns its path."""
+    """A copy with sizes and intervals of made-up numbers; returns its path."""
     shutil.copyfile(source, path)
-    random = np.random.default_rng(0)
     with h5py.File(path, "a") as file:
         file.attrs["model_name"] = name
         file.attrs["parameters"] = np.int64(parameters)
@@ -59,19 +62,6 @@ def extend(source, path, name="ORG/studied", parameters=7_000_000_000, active=1_
             put(file["summary"], f"{column}_high", file["summary"][column][()] * 1.05)
         put(file["perplexity"], "perplexity_low", file["perplexity/perplexity"][()] * 0.8)
         put(file["perplexity"], "perplexity_high", file["perplexity/perplexity"][()] * 1.3)
-        tokens = file["routing/expert_tokens"][:]
-        experts = np.zeros(tokens.size, dtype=[("layer", "i4"), ("expert", "i4"), ("tokens", "i8"),
-                                               ("outlier_values", "i8"), ("max_output", "f4")])  # fmt: skip
-        experts["layer"], experts["expert"] = np.divmod(np.arange(tokens.size), tokens.shape[1])
-        experts["tokens"] = tokens.ravel()
-        experts["outlier_values"] = random.poisson(tokens.ravel())
-        experts["max_output"] = random.gamma(2, 2, tokens.size)
-        put(file, "experts", experts)
-        rows = [("intact", 0, 15.0, 0.31, 0.42), ("features", 0, 60.0, 0.2, 0.21)]
-        rows += [("random", draw, 15.1 + 0.01 * draw, 0.3, 0.41) for draw in range(5)]
-        kinds = [("variant", h5py.string_dtype()), ("draw", "i4"), ("perplexity", "f8"), ("top1_attention", "f8"),
-                 ("top1_token", "f8")]  # fmt: skip
-        put(file, "ablation", np.array(rows, dtype=kinds))
     return path
 
 

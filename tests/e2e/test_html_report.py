@@ -61,9 +61,7 @@ class Tables(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    found = study.make_results(folder)
-    return found | {"studied": study.extend(found["olmoe"], folder / "studied.h5")}
+    return study.make_results(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
