@@ -37,8 +37,8 @@ TIMED(16, norm_rope,
       (b, s, w, x, T, S, h))
 TIMED(3, attention,
       (mo_backend * b, const mo_model_spec *s, int64_t w, const mo_weight *k, const void *q, const void *kk,
-       const void *v, int64_t B, int64_t S, void *o),
-      (b, s, w, k, q, kk, v, B, S, o))
+       const void *v, int64_t B, int64_t S, void *o, float *top),
+      (b, s, w, k, q, kk, v, B, S, o, top))
 TIMED(4, add, (mo_backend * b, void *x, const void *y, int64_t n), (b, x, y, n))
 TIMED(5, glu, (mo_backend * b, const void *g, const void *u, int64_t n, void *o), (b, g, u, n, o))
 TIMED(6, route,
@@ -48,10 +48,12 @@ TIMED(7, experts,
       (mo_backend * b, const mo_model_spec *s, const mo_stage_weights *w, const void *x, const mo_routing *r, int64_t f,
        int64_t l, void *o),
       (b, s, w, x, r, f, l, o))
-TIMED(15, combine_add, (mo_backend * b, const mo_model_spec *s, const void *e, const mo_routing *r, int64_t T, void *y),
-      (b, s, e, r, T, y))
-TIMED(8, combine, (mo_backend * b, const mo_model_spec *s, const void *e, const mo_routing *r, int64_t T, void *y),
-      (b, s, e, r, T, y))
+TIMED(15, combine_add,
+      (mo_backend * b, const mo_model_spec *s, const void *e, const mo_routing *r, int64_t T, float *p, void *y),
+      (b, s, e, r, T, p, y))
+TIMED(8, combine,
+      (mo_backend * b, const mo_model_spec *s, const void *e, const mo_routing *r, int64_t T, float *p, void *y),
+      (b, s, e, r, T, p, y))
 TIMED(9, site_statistics,
       (mo_backend * b, const void *x, int64_t B, int64_t S, int64_t H, float t, uint64_t *p, int64_t f),
       (b, x, B, S, H, t, p, f))

@@ -280,22 +280,6 @@ def test_killed_rank_is_a_failure_that_does_not_loop(long, unbroken):
     interrupted.assert_finished(long.folder, unbroken)
 
 
-def test_killed_step_daemon(long, unbroken):
-    long.site(SIGNAL_SECONDS=4)
-    job = start(long, "--ntasks=2")
-    status = open(f"/proc/{ranks_of(long)[0]}/status").read()
-    os.kill(int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1]), signal.SIGKILL)  # their parent is the step's daemon
-    # srun may wait for it for ever: then the signal ahead of the limit ends it.
-    long.call("scancel", "--batch", "--signal=USR1", job)
-    state = long.wait_for_end(job, 60)
-    if state != "COMPLETED":  # orphans had the result locked
-        assert state == "FAILED" and long.status()["long"][0] == "failed"
-        for pid in ranks_of(long):
-            os.kill(pid, signal.SIGKILL)
-        assert long.wait_for_end(long.sbatch("--array=1", "--ntasks=2") + "_1") == "COMPLETED", long.log("long")
-    interrupted.assert_finished(long.folder, unbroken)
-
-
 # --- launchers that cannot start MPI ---
 
 
