@@ -115,6 +115,8 @@ int64_t mo_plan_batch(const mo_plan *plan, int64_t micro);
 /* The rank that computes a stage; of a stage that is done, the one that puts its results back. -1: nobody. */
 int mo_plan_rank_of(const mo_plan *plan, int64_t stage);
 int mo_plan_idle_ranks(const mo_plan *plan); /* that have no block */
+/* The lowest stage at which a micro-batch begins; start: [n_micro]. n_stages if all are through. */
+int64_t mo_plan_first_start(const mo_plan *plan, const int64_t *start);
 /* Bytes of backend memory that a rank will use at most; 0 for a rank without a block. */
 int64_t mo_plan_memory(const mo_plan *plan, int rank);
 /* The same without the arena. */

@@ -10,6 +10,8 @@ extern "C" {
 
 /* pthread_create with all signals blocked, since those are the main thread's. Returns 0 or an errno. */
 int mo_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
+/* A condition whose timed waits end at times of mo_deadline, whatever happens to the wall clock. */
+void mo_condition_open(pthread_cond_t *condition);
 
 #ifdef __cplusplus
 }

@@ -4,10 +4,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli.h"
 #include "common/meter.h"
+#include "moe_outliers/clock.h"
 
 typedef struct {
   const char *config, *directory;
@@ -72,15 +72,9 @@ typedef struct {
   double started;
 } shown;
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void tell(void *context, int64_t written, int64_t all) {
   shown *show = context;
-  double time = now(), seconds = time - show->started;
+  double time = mo_seconds(), seconds = time - show->started;
   char text[160], left[MO_DURATION_BYTES];
   if (!mo_meter_due(&show->meter, time)) return;
   snprintf(text, sizeof text, "%.3g of %.3g GB written  %.2f GB/s  ETA %s", 1e-9 * (double)written, 1e-9 * (double)all,
@@ -90,7 +84,7 @@ static void tell(void *context, int64_t written, int64_t all) {
 }
 
 static mo_status write_model(const synth_arguments *synth) {
-  shown show = {.started = now()};
+  shown show = {.started = mo_seconds()};
   mo_synth_progress progress = {tell, &show};
   mo_meter_start(&show.meter, show.started);
   mo_status status = mo_synth(synth->config, synth->directory, synth->seed, synth->layers, synth->dtype, &progress);

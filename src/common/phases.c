@@ -6,8 +6,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
+
 static struct {
-  double started, last; /* CLOCK_MONOTONIC, seconds */
+  double started, last; /* mo_seconds() */
   int64_t microseconds[MO_PHASE_COUNT];
 } account;
 
@@ -29,12 +31,6 @@ static const char *const names[MO_PHASE_COUNT] = {
     [MO_PHASE_FREEING] = "freeing",
 };
 
-static double seconds_of(clockid_t clock) {
-  struct timespec t;
-  clock_gettime(clock, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Since the kernel started the process, to a hundredth of a second; 0 if it does not say. */
 static double age(void) {
   char text[1024];
@@ -47,13 +43,15 @@ static double age(void) {
   if (!fields ||
       sscanf(fields, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &ticks) != 1)
     return 0;
-  double seconds = seconds_of(CLOCK_BOOTTIME) - (double)ticks / (double)sysconf(_SC_CLK_TCK);
+  struct timespec now;
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  double seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec - (double)ticks / (double)sysconf(_SC_CLK_TCK);
   return seconds > 0 && seconds < 600 ? seconds : 0; /* in some containers the two clocks differ */
 }
 
 void mo_phases_begin(void) {
   double before = age();
-  account.last = seconds_of(CLOCK_MONOTONIC);
+  account.last = mo_seconds();
   account.started = account.last - before;
   mo_phase_took(MO_PHASE_LAUNCH, before);
 }
@@ -61,7 +59,7 @@ void mo_phases_begin(void) {
 void mo_phase_took(mo_phase phase, double seconds) { account.microseconds[phase] += (int64_t)(1e6 * seconds); }
 
 void mo_phase_ends(mo_phase phase) {
-  double now = seconds_of(CLOCK_MONOTONIC);
+  double now = mo_seconds();
   mo_phase_took(phase, now - account.last);
   account.last = now;
 }
@@ -105,5 +103,5 @@ void mo_phases_describe(char *text, size_t bytes) {
   add_group(&to, "; the stream", MO_PHASE_OPEN, MO_PHASE_STREAM);
   if (sum(MO_PHASE_HEADERS, MO_PHASE_FREEING) > 1e-3)
     add_group(&to, "; beside both", MO_PHASE_HEADERS, MO_PHASE_FREEING);
-  add(&to, "; since the start of the process %.2f s", seconds_of(CLOCK_MONOTONIC) - account.started);
+  add(&to, "; since the start of the process %.2f s", mo_seconds() - account.started);
 }

@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
 #include "pipeline/comm_mpi.h"
 #include "pipeline/signals.h"
 
@@ -42,12 +42,6 @@ static mo_status mpi_error(int code, const char *what) {
     int mo_mpi_code_ = (call);                                              \
     if (mo_mpi_code_ != MPI_SUCCESS) return mpi_error(mo_mpi_code_, #call); \
   } while (0)
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Spin a little for short waits, then sleep, so that waiting ranks leave the cores to working ones. */
 static void back_off(int round) {
@@ -185,8 +179,8 @@ mo_status mo_comm_agree(mo_comm *comm, mo_status status, bool *speaker) {
       back_off(round);
       continue;
     }
-    if (deadline == 0) deadline = now() + agreement_seconds + (speaks ? 0 : witness_seconds);
-    if (!done && now() > deadline) mo_comm_abort(comm, status, speaks ? mo_error_message() : NULL);
+    if (deadline == 0) deadline = mo_seconds() + agreement_seconds + (speaks ? 0 : witness_seconds);
+    if (!done && mo_seconds() > deadline) mo_comm_abort(comm, status, speaks ? mo_error_message() : NULL);
     back_off(round);
   }
   static const mo_status by_severity[] = {MO_OK, MO_STOPPED, MO_PEER_FAILED, MO_INVALID, MO_FAILED};

@@ -1,7 +1,7 @@
 #include "pipeline/cpu_rate.h"
 
 #include "moe_outliers/backend.h"
-#include "pipeline/progress.h"
+#include "moe_outliers/clock.h"
 
 enum { ROWS = 256, WIDTH = 1024 };
 

@@ -49,7 +49,7 @@ static mo_status refuse_shared(const mo_rank_device *ranks, int n, int a, int b)
       "ranks %d and %d would share a GPU: the %d ranks on %s have %d GPU%s (engine.device): start at most %d "
       "rank%s there (on one node: mpirun -np %d), or let each rank see a GPU of its own (srun "
       "--gpus-per-task=1, CUDA_VISIBLE_DEVICES)",
-      ranks[a].rank, ranks[b].rank, there, ranks[a].host, gpus, gpus == 1 ? "" : "s", gpus, gpus == 1 ? "" : "s", gpus);
+      ranks[a].rank, ranks[b].rank, there, ranks[a].host, gpus, mo_plural(gpus), gpus, mo_plural(gpus), gpus);
 }
 
 mo_status mo_devices_check(mo_device_choice choice, const mo_rank_device *ranks, int n, bool *gpus) {

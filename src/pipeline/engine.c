@@ -49,14 +49,6 @@ static int64_t values_of(const engine *e, int64_t sequences) {
   return sequences * e->job->plan->length * e->job->spec->hidden;
 }
 
-/* The lowest stage at which a micro-batch begins. */
-static int64_t first_stage(const engine *e) {
-  int64_t first = e->job->plan->n_stages;
-  for (int64_t micro = 0; micro < e->job->plan->n_micro; micro++)
-    if (e->job->start[micro] < first) first = e->job->start[micro];
-  return first;
-}
-
 /* The rows of a micro-batch are now those before the stage; -1: they are not to be used. */
 static void hold(engine *e, int64_t micro, int64_t stage) {
   if (e->recorder) mo_recorder_hold(e->recorder, micro, stage);
@@ -269,7 +261,7 @@ static mo_status rest(engine *e, bool ready, int *round) {
 static mo_status begin_block(engine *e, int64_t index) {
   const mo_plan *plan = e->job->plan;
   const mo_block *block = plan->blocks + index;
-  int64_t end = block->first_stage + block->n_stages, first = first_stage(e);
+  int64_t end = block->first_stage + block->n_stages, first = mo_plan_first_start(e->job->plan, e->job->start);
   e->acquired = block->first_stage > first ? block->first_stage : first; /* stages before it are not streamed */
   mo_schedule_begin(&e->schedule, block->first_stage, end, e->job->start);
   for (int64_t micro = 0; mo_transport_comes_from_peer(plan, index) && micro < plan->n_micro; micro++)
@@ -381,7 +373,7 @@ static mo_status open_streamer(engine *e) {
   stream.stages = e->streamed = mo_alloc((size_t)plan->n_stages, sizeof *e->streamed);
   if (!e->streamed) return MO_FAILED;
   stream.arena_bytes = plan->arena_bytes[rank];
-  for (int64_t stage = first_stage(e); stage < plan->n_stages; stage++)
+  for (int64_t stage = mo_plan_first_start(e->job->plan, e->job->start); stage < plan->n_stages; stage++)
     if (is_mine(e, stage)) e->streamed[stream.n_stages++] = stage;
   return mo_streamer_open(&e->streamer, &stream, e->job->spec, e->job->catalogue, e->job->checkpoint, e->job->backend);
 }

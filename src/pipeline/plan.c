@@ -135,12 +135,17 @@ static mo_status allocate(mo_plan *plan) {
              : MO_FAILED;
 }
 
+int64_t mo_plan_first_start(const mo_plan *plan, const int64_t *start) {
+  int64_t first = plan->n_stages;
+  for (int64_t micro = 0; micro < plan->n_micro; micro++)
+    if (start[micro] < first) first = start[micro];
+  return first;
+}
+
 static void fill_start(mo_plan *plan, const int64_t *start) {
-  plan->first_stage = start ? plan->n_stages : 0;
-  for (int64_t micro = 0; start && micro < plan->n_micro; micro++) {
-    plan->start[micro] = start[micro];
-    if (start[micro] < plan->first_stage) plan->first_stage = start[micro];
-  }
+  if (!start) return; /* all at stage 0 */
+  plan->first_stage = mo_plan_first_start(plan, start);
+  memcpy(plan->start, start, (size_t)plan->n_micro * sizeof *start);
 }
 
 static mo_status make(mo_plan *plan, const mo_plan_request *request) {

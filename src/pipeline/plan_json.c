@@ -109,15 +109,12 @@ static void add_time(const mo_plan_overview *o, json_t *json) {
 }
 
 static void add_ablation(const mo_plan_overview *o, json_t *json) {
-  int64_t most = 0;
   if (!o->n_passes) return;
-  for (int rank = 0; rank < o->pass.n_ranks; rank++)
-    if (mo_plan_memory(&o->pass, rank) > most) most = mo_plan_memory(&o->pass, rank);
   json_t *ablation = json_object();
   set_int(ablation, "variants", o->n_variants);
   set_int(ablation, "variants_at_a_time", o->pass.variants);
   set_int(ablation, "passes", o->n_passes);
-  set_int(ablation, "memory_bytes", most);
+  set_int(ablation, "memory_bytes", mo_plan_memory(&o->pass, mo_plan_fullest(&o->pass)));
   set_real(ablation, "seconds", mo_plan_ablation_seconds(o));
   json_object_set_new(json, "ablation", ablation);
 }

@@ -28,6 +28,8 @@ typedef struct {
 double mo_plan_gpu_hours(const mo_plan_overview *overview);
 double mo_plan_ablation_seconds(const mo_plan_overview *overview); /* at most */
 double mo_plan_most_dollars(const mo_plan_overview *overview);
+/* The rank that takes the most memory. */
+int mo_plan_fullest(const mo_plan *plan);
 /* Why the stages are dealt so. */
 void mo_plan_reason(const mo_plan *plan, char *text, size_t size);
 

@@ -162,7 +162,7 @@ static void print_model(const mo_plan_overview *o, FILE *out) {
     if (!extra->tensors) continue;
     fprintf(out,
             "            may also hold %s, not used: %" PRId64 " tensor%s, then %" PRId64 " bytes (%.2f GB) in all\n",
-            EXTRAS[i], extra->tensors, extra->tensors == 1 ? "" : "s", o->parameters.bytes + extra->bytes,
+            EXTRAS[i], extra->tensors, mo_plural(extra->tensors), o->parameters.bytes + extra->bytes,
             gb(o->parameters.bytes + extra->bytes));
   }
 }
@@ -202,7 +202,7 @@ static int64_t describe_kind(const mo_model_spec *spec, int64_t first, char *tex
   else
     snprintf(mixer, sizeof mixer, mixes_windows(spec) ? "attention to all tokens" : "attention");
   if (kind->mlp == MO_MLP_MOE) snprintf(mlp, sizeof mlp, "%" PRId64 " experts", spec->moe.experts);
-  snprintf(text, size, "layer%s %s%s: %s, %s", count == 1 ? "" : "s", list, ranges > MOST_RANGES ? ", ..." : "", mixer,
+  snprintf(text, size, "layer%s %s%s: %s, %s", mo_plural(count), list, ranges > MOST_RANGES ? ", ..." : "", mixer,
            mlp);
   return count;
 }
@@ -283,8 +283,7 @@ static void print_table(const mo_plan_overview *o, FILE *out) {
   for (int rank = 0; rank < plan->n_ranks && plan->n_blocks > MOST_BLOCKS; rank++) print_rank(o, rank, out);
 }
 
-/* The fullest rank. */
-static int fullest(const mo_plan *plan) {
+int mo_plan_fullest(const mo_plan *plan) {
   int most = 0;
   for (int rank = 1; rank < plan->n_ranks; rank++)
     if (plan->arena_bytes[rank] > plan->arena_bytes[most]) most = rank;
@@ -293,7 +292,7 @@ static int fullest(const mo_plan *plan) {
 
 static void print_memory(const mo_plan_overview *o, FILE *out) {
   const mo_plan *plan = &o->plan;
-  int rank = fullest(plan);
+  int rank = mo_plan_fullest(plan);
   int64_t overlap = mo_plan_overlap_bytes(plan, rank), missing = overlap - plan->arena_bytes[rank];
   fprintf(out,
           "memory      of a rank: %.3f GB = %.3f weights%s + %.3f activations + %.3f position bits + %.3f workspace\n",
@@ -338,7 +337,7 @@ static void print_partition(const mo_plan_overview *o, FILE *out) {
   char why[160];
   mo_plan_reason(plan, why, sizeof why);
   fprintf(out, "partition   %s, %d rank%s, %" PRId64 " block%s: %s\n", mo_partition_name(plan->partition),
-          plan->n_ranks, plan->n_ranks == 1 ? "" : "s", plan->n_blocks, plan->n_blocks == 1 ? "" : "s", why);
+          plan->n_ranks, mo_plural(plan->n_ranks), plan->n_blocks, mo_plural(plan->n_blocks), why);
   int idle = mo_plan_idle_ranks(plan);
   if (idle)
     fprintf(out, "            note: %d of %d ranks ha%s nothing to compute: the model has %" PRId64 " stages\n", idle,
@@ -369,7 +368,7 @@ static void print_ablation(const mo_plan_overview *o, FILE *out) {
   fprintf(out,
           "ablation    %" PRId64 " variants in %" PRId64 " more pass%s, if there are outlier features: ", o->n_variants,
           o->n_passes, o->n_passes == 1 ? "" : "es");
-  fprintf(out, "%.3f GB of a rank, %.3g s\n", gb(mo_plan_memory(&o->pass, fullest(&o->pass))),
+  fprintf(out, "%.3f GB of a rank, %.3g s\n", gb(mo_plan_memory(&o->pass, mo_plan_fullest(&o->pass))),
           mo_plan_ablation_seconds(o));
 }
 

@@ -7,10 +7,10 @@
 
 #include <stdlib.h>
 
+#include "moe_outliers/clock.h"
 #include "moe_outliers/machine.h"
 #include "moe_outliers/phases.h"
 #include "moe_outliers/threads.h"
-#include "pipeline/progress.h"
 
 struct mo_preparation {
   const mo_config *config;

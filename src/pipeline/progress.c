@@ -3,16 +3,15 @@
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "common/meter.h"
+#include "moe_outliers/threads.h"
 
-static const double poll_seconds = 0.01, note_seconds = 0.25, stall_seconds = 5;
+static const double poll_seconds = 0.01, tick_seconds = 0.2, note_seconds = 0.25, stall_seconds = 5;
 
 /* How far a rank is, and what it sends. */
 typedef struct {
@@ -54,20 +53,7 @@ struct mo_progress {
   bool ticking, ending;
 };
 
-double mo_seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* --- what is to be done --- */
-
-static int64_t first_stage(const mo_progress_job *job) {
-  int64_t first = job->plan->n_stages;
-  for (int64_t micro = 0; micro < job->plan->n_micro; micro++)
-    first = job->start[micro] < first ? job->start[micro] : first;
-  return first;
-}
 
 static double work_of(const mo_plan *plan, int64_t stage, int64_t sequences) {
   return plan->costs[stage].flops * (double)sequences / (double)(plan->variants * plan->n_sequences);
@@ -75,7 +61,7 @@ static double work_of(const mo_plan *plan, int64_t stage, int64_t sequences) {
 
 static void count_all(mo_progress *p) {
   const mo_plan *plan = p->job.plan;
-  int64_t first = first_stage(&p->job);
+  int64_t first = mo_plan_first_start(p->job.plan, p->job.start);
   for (int64_t stage = first; stage < plan->n_stages; stage++) {
     p->bytes += p->job.catalogue->stages[stage].bytes;
     for (int64_t micro = 0; micro < plan->n_micro; micro++)
@@ -88,7 +74,7 @@ static void count_all(mo_progress *p) {
 /* The n-th of the stages that a rank has to compute, in the order in which it does; -1: it has fewer. */
 static int64_t stage_of(const mo_progress *p, int rank, int64_t n) {
   const mo_plan *plan = p->job.plan;
-  int64_t first = first_stage(&p->job);
+  int64_t first = mo_plan_first_start(p->job.plan, p->job.start);
   for (int64_t b = 0; b < plan->n_blocks; b++) {
     const mo_block *block = plan->blocks + b;
     int64_t begin = block->first_stage > first ? block->first_stage : first;
@@ -240,10 +226,7 @@ static void *tick(void *argument) {
   mo_progress *p = argument;
   pthread_mutex_lock(&p->lock);
   while (!p->ending) {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += 200000000;
-    if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
+    struct timespec until = mo_deadline(tick_seconds);
     pthread_cond_timedwait(&p->wake, &p->lock, &until);
     if (p->ending) break;
     look_at_streamer(p);
@@ -256,11 +239,7 @@ static void *tick(void *argument) {
 }
 
 static mo_status start_thread(mo_progress *p) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, &before); /* signals are the main thread's */
-  int error = pthread_create(&p->thread, NULL, tick, p);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  int error = mo_thread_start(&p->thread, tick, p);
   if (error)
     return MO_FAIL(MO_FAILED, "cannot start a thread (progress): %s: raise the limit of processes (ulimit -u)",
                    strerror(error));
@@ -332,11 +311,7 @@ mo_status mo_progress_open(mo_progress **progress, const mo_progress_job *job) {
     free(p);
     return MO_FAILED;
   }
-  pthread_condattr_t monotonic;
-  pthread_condattr_init(&monotonic);
-  pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-  pthread_cond_init(&p->wake, &monotonic);
-  pthread_condattr_destroy(&monotonic);
+  mo_condition_open(&p->wake);
   pthread_mutex_init(&p->lock, NULL);
   p->job = *job;
   p->rank = mo_comm_rank(job->comm);

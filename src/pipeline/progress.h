@@ -7,6 +7,7 @@
 #ifndef MO_PIPELINE_PROGRESS_H
 #define MO_PIPELINE_PROGRESS_H
 
+#include "moe_outliers/clock.h"
 #include "moe_outliers/comm.h"
 #include "moe_outliers/plan.h"
 
@@ -36,8 +37,5 @@ MO_CHECKED mo_status mo_progress_poll(mo_progress *progress);
 MO_CHECKED mo_status mo_progress_finish(mo_progress *progress);
 /* Stop the thread, take the bar away. NULL is allowed. */
 void mo_progress_close(mo_progress *progress);
-
-/* Seconds of a monotonic clock. */
-double mo_seconds(void);
 
 #endif

@@ -12,9 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
 #include "moe_outliers/results.h"
 #include "pipeline/journal_format.h"
-#include "pipeline/progress.h"
 
 enum { PATIENCE = 5 }; /* seconds for the last processes of an interrupted run to end */
 
@@ -45,13 +45,6 @@ bool mo_resume_is_stored(const mo_resume *resume, int64_t stage) {
   for (int64_t i = 0; i < config->output.n_activations; i++)
     if (config->output.activations[i] == stage - 1) return true;
   return config->output.all_activations;
-}
-
-int64_t mo_resume_first_stage(const mo_resume *resume) {
-  int64_t first = resume->job.plan->n_stages;
-  for (int64_t micro = 0; micro < resume->job.plan->n_micro; micro++)
-    if (resume->start[micro] < first) first = resume->start[micro];
-  return first;
 }
 
 /* --- the folder's files --- */
@@ -288,7 +281,7 @@ void mo_resume_note(const mo_resume *resume) {
   char done[240] = "";
   if (resume->n_damaged)
     fprintf(stderr, "moe-outliers: note: %lld damaged part%s of %s do%s not count: what was in %s is computed again\n",
-            (long long)resume->n_damaged, resume->n_damaged == 1 ? "" : "s", resume->path,
+            (long long)resume->n_damaged, mo_plural(resume->n_damaged), resume->path,
             resume->n_damaged == 1 ? "es" : "", resume->n_damaged == 1 ? "it" : "them");
   if (!resume->n_kept) return;
   describe(resume, done, sizeof done);

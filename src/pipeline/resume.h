@@ -43,8 +43,6 @@ MO_CHECKED mo_status mo_resume_open(mo_resume *resume, const mo_resume_job *job)
  * resume of zeros is allowed. */
 void mo_resume_close(mo_resume *resume, bool complete);
 
-/* The lowest stage at which a micro-batch goes on: stages before it are not needed. */
-int64_t mo_resume_first_stage(const mo_resume *resume);
 /* One line on stderr if an earlier run is continued, another if part of it is damaged. */
 void mo_resume_note(const mo_resume *resume);
 

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "pipeline/progress.h"
+#include "moe_outliers/clock.h"
 
 struct mo_recorder {
   mo_recorder_job job;

@@ -140,7 +140,8 @@ static mo_status open_resume(run_state *run) {
 static mo_status plan_the_rest(run_state *run) {
   mo_run_plan_job job = plan_job(run);
   mo_plan rest;
-  if (run->resume.n_kept == 0 || mo_resume_first_stage(&run->resume) == run->plan.n_stages) return MO_OK;
+  bool all_done = mo_plan_first_start(&run->plan, run->resume.start) == run->plan.n_stages;
+  if (run->resume.n_kept == 0 || all_done) return MO_OK;
   job.start = run->resume.start;
   MO_TRY(mo_run_plan(&rest, &job));
   mo_plan_free(&run->plan);
@@ -264,7 +265,7 @@ static void announce(const run_state *run) {
   if (isfinite(analysis->perplexity))
     snprintf(perplexity, sizeof perplexity, ", perplexity %.4g", analysis->perplexity);
   fprintf(stderr, "moe-outliers: wrote %s: %lld outlier feature%s, %s%s, %.1f s\n", run->config->output.path,
-          (long long)summary->outlier_features, summary->outlier_features == 1 ? "" : "s",
+          (long long)summary->outlier_features, mo_plural(summary->outlier_features),
           mo_classification_name((mo_classification)summary->classification), perplexity, mo_seconds() - run->started);
 }
 
@@ -283,10 +284,10 @@ static void note_unused(const run_state *run) {
   int64_t unnamed = mo_checkpoint_ignored(run->input.checkpoint);
   if (unnamed)
     fprintf(stderr, "moe-outliers: note: %lld tensor%s of the shards ignored: the index does not name %s\n",
-            (long long)unnamed, unnamed == 1 ? "" : "s", unnamed == 1 ? "it" : "them");
+            (long long)unnamed, mo_plural(unnamed), unnamed == 1 ? "it" : "them");
   if (!catalogue->unused_tensors) return;
   fprintf(stderr, "moe-outliers: note: %lld tensor%s of the checkpoint not used by the model%s\n",
-          (long long)catalogue->unused_tensors, catalogue->unused_tensors == 1 ? "" : "s",
+          (long long)catalogue->unused_tensors, mo_plural(catalogue->unused_tensors),
           run->options->verbose ? ":" : " (--verbose names them)");
   for (int64_t i = 0; run->options->verbose && i < catalogue->unused_tensors; i++) {
     const mo_tensor *t = catalogue->unused[i];

@@ -1,13 +1,5 @@
-#include <time.h>
-
 #include "weights/file.h"
 #include "weights/streamer.h"
-
-double mo_stream_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void mo_stream_stop(mo_streamer *s, mo_status status) {
   if (s->status == MO_OK) s->status = status;
@@ -35,7 +27,7 @@ static bool place_slot(mo_streamer *s, slot *next) {
   if (offset < 0) return false;
   next->offset = offset;
   next->state = SLOT_LOADING;
-  next->timing.began = mo_stream_now();
+  next->timing.began = mo_seconds();
   s->placed++;
   return true;
 }
@@ -55,7 +47,7 @@ static take_result take_piece(reader *self, bool wait, int64_t *index) {
     if (next->state == SLOT_LOADING || place_slot(s, next)) {
       *index = s->next++;
       self->piece = *index;
-      self->begun = mo_stream_now();
+      self->begun = mo_seconds();
       if (s->in_flight++ == 0) s->moved = self->begun;
       result = TAKE_PIECE;
       break;
@@ -94,7 +86,7 @@ static mo_status complete_piece(mo_streamer *s, int64_t index, const piece_cost 
   MO_TRY(account(s, index));
   pthread_mutex_lock(&s->lock);
   s->in_flight--;
-  s->moved = mo_stream_now();
+  s->moved = mo_seconds();
   s->bytes_read += p->bytes;
   owner->timing.bytes_read += p->bytes;
   owner->timing.bytes_direct += cost->bytes_direct;
@@ -137,9 +129,9 @@ static mo_status move_buffer(staging *buffer, buffer_state from, buffer_state to
 /* Wait for the copy of a buffer, if it has one. It is free afterwards, also on error. */
 static mo_status finish_copy(mo_streamer *s, staging *buffer) {
   if (atomic_load(&buffer->state) != BUFFER_COPYING) return MO_OK;
-  double start = mo_stream_now();
+  double start = mo_seconds();
   mo_status status = s->backend->table->upload_wait(s->backend, buffer->ticket);
-  buffer->cost.copy_seconds += mo_stream_now() - start;
+  buffer->cost.copy_seconds += mo_seconds() - start;
   MO_TRY(move_buffer(buffer, BUFFER_COPYING, BUFFER_FREE));
   MO_TRY(status);
   atomic_fetch_add(&buffer->copied, 1);
@@ -170,9 +162,9 @@ static mo_status load_staged(reader *self, int64_t index) {
   atomic_fetch_add(&buffer->begun, 1);
   buffer->content = index;
   MO_TRY(mo_stream_read(s, p, data, true, &buffer->cost));
-  double start = mo_stream_now();
+  double start = mo_seconds();
   MO_TRY(s->backend->table->upload(s->backend, piece_target(s, p), data, (size_t)p->bytes, &buffer->ticket));
-  buffer->cost.copy_seconds = mo_stream_now() - start;
+  buffer->cost.copy_seconds = mo_seconds() - start;
   MO_TRY(move_buffer(buffer, BUFFER_READING, BUFFER_COPYING));
   if (s->sums) MO_TRY(mo_stream_sum(s, p, self->again));
   return finish_copy(s, &self->buffers[self->turn]);

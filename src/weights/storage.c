@@ -32,7 +32,7 @@ static void enter(mo_streamer *s) {
 /* Only time in which all turns are taken says what the limit is worth. */
 static void leave(mo_streamer *s, int64_t bytes) {
   direct_gate *gate = &s->gate;
-  double now = mo_stream_now();
+  double now = mo_seconds();
   pthread_mutex_lock(&s->lock);
   bool full = gate->active-- >= gate->limit;
   if (!full || gate->since == 0) {
@@ -65,14 +65,14 @@ static mo_status read_file(mo_streamer *s, mo_weight_file *file, const piece *p,
 }
 
 mo_status mo_stream_read(mo_streamer *s, const piece *p, char *to, bool staged, piece_cost *cost) {
-  double start = mo_stream_now();
+  double start = mo_seconds();
   mo_weight_file *file = staged ? mo_checkpoint_source(s->checkpoint, p->file) : NULL;
   *cost = (piece_cost){0};
   if (file && mo_file_can_direct(file))
     MO_TRY(read_file(s, file, p, to, &cost->bytes_direct));
   else
     MO_TRY(mo_checkpoint_read(s->checkpoint, p->file, p->file_offset, p->bytes, to));
-  cost->read_seconds = mo_stream_now() - start;
+  cost->read_seconds = mo_seconds() - start;
   return MO_OK;
 }
 

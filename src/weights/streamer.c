@@ -1,12 +1,11 @@
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "moe_outliers/threads.h"
 #include "weights/streamer.h"
 
 #define MAX_READERS 256
-#define POLL_NANOSECONDS 5000000
+#define POLL_SECONDS 0.005
 #define CLOSE_SECONDS 1.5 /* for readers to come back from their reads */
 
 /* --- opening and closing --- */
@@ -65,44 +64,28 @@ static mo_status make_memory(mo_streamer *s, int n_readers) {
 }
 
 static mo_status start_readers(mo_streamer *s) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, &before); /* signals are the main thread's; readers inherit the mask */
   int error = 0;
   pthread_mutex_lock(&s->lock); /* nothing is read before all are there */
   for (int i = 0; i < s->n_readers && !error; i++) {
     s->readers[i].streamer = s;
     s->readers[i].piece = -1;
-    error = pthread_create(&s->readers[i].thread, NULL, mo_stream_reader, &s->readers[i]);
+    error = mo_thread_start(&s->readers[i].thread, mo_stream_reader, &s->readers[i]);
     if (!error) s->n_started++;
   }
   s->n_running = s->n_started;
   s->stop = error != 0;
   pthread_mutex_unlock(&s->lock);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (error)
     return MO_FAIL(MO_FAILED, "cannot start a reader thread: %s: raise the limit of processes (ulimit -u)",
                    strerror(error));
   return MO_OK;
 }
 
-/* Less than a second. */
-static void add_nanoseconds(struct timespec *time, long nanoseconds) {
-  time->tv_nsec += nanoseconds;
-  if (time->tv_nsec < 1000000000) return;
-  time->tv_nsec -= 1000000000;
-  time->tv_sec++;
-}
-
 static void init_locks(mo_streamer *s) {
-  pthread_condattr_t monotonic;
-  pthread_condattr_init(&monotonic);
-  pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
   pthread_mutex_init(&s->lock, NULL);
   pthread_cond_init(&s->work, NULL);
   pthread_cond_init(&s->turn, NULL);
-  pthread_cond_init(&s->arrived, &monotonic);
-  pthread_condattr_destroy(&monotonic);
+  mo_condition_open(&s->arrived);
 }
 
 mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, const mo_model_spec *spec,
@@ -134,10 +117,7 @@ mo_status mo_streamer_open(mo_streamer **streamer, const mo_stream_plan *plan, c
 
 /* Whether all readers have ended. */
 static bool stop_readers(mo_streamer *s) {
-  struct timespec until;
-  clock_gettime(CLOCK_MONOTONIC, &until);
-  until.tv_sec += (time_t)CLOSE_SECONDS;
-  add_nanoseconds(&until, (long)(1e9 * (CLOSE_SECONDS - (time_t)CLOSE_SECONDS)));
+  struct timespec until = mo_deadline(CLOSE_SECONDS);
   pthread_mutex_lock(&s->lock);
   s->stop = true;
   pthread_cond_broadcast(&s->work);
@@ -189,9 +169,7 @@ static mo_status wait_for(mo_streamer *s, const slot *wanted, mo_status (*poll)(
   MO_TRY(s->status);
   while (wanted->state != SLOT_READY) {
     MO_TRY(check_room(s, wanted));
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    add_nanoseconds(&until, POLL_NANOSECONDS);
+    struct timespec until = mo_deadline(POLL_SECONDS);
     pthread_cond_timedwait(&s->arrived, &s->lock, &until);
     if (poll && wanted->state != SLOT_READY) {
       pthread_mutex_unlock(&s->lock);
@@ -230,10 +208,10 @@ mo_status mo_streamer_acquire(mo_streamer *s, int64_t stage, const mo_stage_weig
   if (s->acquired == s->n_slots || s->slots[s->acquired].stage != stage)
     return MO_FAIL(MO_FAILED, "stage %lld was acquired out of the plan's order: " MO_DEFECT, (long long)stage);
   slot *wanted = &s->slots[s->acquired];
-  double start = mo_stream_now();
+  double start = mo_seconds();
   pthread_mutex_lock(&s->lock);
   mo_status status = wait_for(s, wanted, poll, context);
-  wanted->timing.wait_seconds += mo_stream_now() - start;
+  wanted->timing.wait_seconds += mo_seconds() - start;
   pthread_mutex_unlock(&s->lock);
   MO_TRY(status);
   MO_TRY(verify(s, wanted));
@@ -285,7 +263,7 @@ mo_stream_state mo_streamer_state(mo_streamer *s) {
   pthread_mutex_lock(&s->lock);
   mo_stream_state state = {.bytes_read = s->bytes_read, .bytes_verified = s->bytes_verified, .file = -1};
   const piece *read = oldest_read(s);
-  if (s->status == MO_OK && s->in_flight > 0) state.stalled = mo_stream_now() - s->moved;
+  if (s->status == MO_OK && s->in_flight > 0) state.stalled = mo_seconds() - s->moved;
   if (read) state.file = read->file, state.offset = read->file_offset;
   pthread_mutex_unlock(&s->lock);
   return state;

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #include "moe_outliers/backend.h"
+#include "moe_outliers/clock.h"
 #include "moe_outliers/weights.h"
 
 #define MO_DEFECT "this is a defect of the program, report it"
@@ -116,7 +117,6 @@ struct mo_streamer {
   atomic_ullong *sums; /* [n_entries] of the files' bytes, for verify; else NULL */
 };
 
-double mo_stream_now(void); /* CLOCK_MONOTONIC, seconds */
 
 /* Cut all slots into pieces; buffer_bytes: the largest piece with the blocks around it. */
 MO_CHECKED mo_status mo_stream_cut(mo_streamer *s);

@@ -1,15 +1,8 @@
 /* cuBLAS, made on a thread of its own while the first weights are read. */
-#include <time.h>
-
 #include "backend/cuda/cuda.cuh"
+#include "moe_outliers/clock.h"
 #include "moe_outliers/phases.h"
 #include "moe_outliers/threads.h"
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 mo_status mo_cuda_open_blas(cublasHandle_t *blas, cudaStream_t stream) {
   MO_BLAS(cublasCreate(blas));
@@ -30,9 +23,9 @@ static mo_status furnish(mo_cuda *cuda) {
 
 static void *furnish_beside(void *argument) {
   mo_cuda *cuda = (mo_cuda *)argument;
-  double begin = now();
+  double begin = mo_seconds();
   cuda->furnished = furnish(cuda);
-  mo_phase_took(MO_PHASE_LIBRARIES, now() - begin);
+  mo_phase_took(MO_PHASE_LIBRARIES, mo_seconds() - begin);
   return NULL;
 }
 

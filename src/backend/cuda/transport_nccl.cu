@@ -19,9 +19,9 @@
 #include <unistd.h>
 
 #include "backend/cuda/cuda.cuh"
+#include "moe_outliers/clock.h"
 
 extern "C" {
-#include "pipeline/progress.h"
 #include "pipeline/transport.h"
 }
 
