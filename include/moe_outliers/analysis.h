@@ -235,6 +235,11 @@ typedef struct {
 MO_CHECKED mo_status mo_analysis_reduce(mo_analysis *analysis, mo_accumulator *accumulator, mo_comm *comm);
 void mo_analysis_free(mo_analysis *analysis);
 
+/* Tell all ranks the features that qualify in the pooled analysis, which rank 0 has: ascending, [n]. Collective; the caller frees
+ * *features, also after a failure. */
+MO_CHECKED mo_status mo_outlier_features_share(const mo_analysis *analysis, mo_comm *comm, int32_t **features,
+                                               int64_t *n);
+
 /* Fill in the tokens of top_values and experts; ids [N, length]. */
 void mo_analysis_name_tokens(mo_analysis *analysis, const int32_t *ids, int64_t length);
 

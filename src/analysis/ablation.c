@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "analysis/internal.h"
 #include "moe_outliers/random.h"
 
 const char *mo_variant_name(mo_variant_kind kind) {
@@ -20,18 +21,13 @@ const char *mo_variant_name(mo_variant_kind kind) {
 
 /* --- variants --- */
 
-static int compare_features(const void *a, const void *b) {
-  int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
-  return (x > y) - (x < y);
-}
-
 static mo_status set_variant(mo_ablation_variant *variant, mo_variant_kind kind, int32_t draw, const int32_t *features,
                              int64_t n) {
   *variant = (mo_ablation_variant){.kind = kind, .draw = draw, .n_features = n};
   variant->features = mo_alloc((size_t)n + 1, sizeof *variant->features);
   if (!variant->features) return MO_FAILED;
   for (int64_t i = 0; i < n; i++) variant->features[i] = features[i];
-  qsort(variant->features, (size_t)n, sizeof *variant->features, compare_features);
+  qsort(variant->features, (size_t)n, sizeof *variant->features, mo_compare_features);
   return MO_OK;
 }
 

@@ -149,6 +149,10 @@ double mo_median(double *values, int64_t n);
 /* Fill sites. Local, on rank 0. On failure the caller frees the analysis. */
 MO_CHECKED mo_status mo_sites_build(mo_analysis *analysis, const mo_analysis_shape *shape, const mo_totals *totals);
 
+/* --- outlier_features.c --- */
+
+int mo_compare_features(const void *left, const void *right); /* of int32_t, for qsort */
+
 /* --- top_values.c --- */
 
 /* Fill top_values on rank 0, which has the features in *analysis. Collective; good: rank 0 got that far, or else nothing

@@ -26,11 +26,6 @@ static void search_close(search *s) {
   free(s->top);
 }
 
-static int feature_compare(const void *left, const void *right) {
-  int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
-  return (a > b) - (a < b);
-}
-
 static int row_compare(const void *left, const void *right) {
   const mo_top_value *a = left, *b = right;
   if (a->feature != b->feature) return a->feature < b->feature ? -1 : 1;
@@ -39,23 +34,12 @@ static int row_compare(const void *left, const void *right) {
   return (a->rank > b->rank) - (a->rank < b->rank);
 }
 
-static mo_status search_open(search *s, int64_t n, int64_t hidden) {
-  size_t size = (size_t)n;
-  *s = (search){.n = n,
-                .features = mo_alloc(size, sizeof *s->features),
-                .place = mo_alloc((size_t)hidden, sizeof *s->place),
-                .found = mo_alloc(size, sizeof *s->found),
-                .top = mo_alloc(size * MO_TOP_VALUES, sizeof *s->top)};
-  return s->features && s->place && s->found && s->top ? MO_OK : MO_FAILED;
-}
-
-/* The same features on every rank. */
-static mo_status share_features(search *s, const mo_analysis *analysis, int64_t hidden, mo_comm *comm) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < analysis->n_features; i++) /* none but on rank 0 */
-    if (analysis->features[i].classification != MO_NONE) s->features[n++] = analysis->features[i].feature;
-  if (n > 0) qsort(s->features, (size_t)n, sizeof *s->features, feature_compare);
-  MO_TRY(mo_comm_broadcast(comm, s->features, (size_t)s->n * sizeof *s->features, 0));
+static mo_status search_open(search *s, const mo_analysis *analysis, int64_t hidden, mo_comm *comm) {
+  MO_TRY(mo_outlier_features_share(analysis, comm, &s->features, &s->n));
+  s->place = mo_alloc((size_t)hidden, sizeof *s->place);
+  s->found = mo_alloc((size_t)s->n, sizeof *s->found);
+  s->top = mo_alloc((size_t)s->n * MO_TOP_VALUES, sizeof *s->top);
+  if (!s->place || !s->found || !s->top) return MO_FAILED;
   for (int64_t h = 0; h < hidden; h++) s->place[h] = -1;
   for (int64_t i = 0; i < s->n; i++) s->place[s->features[i]] = (int32_t)i;
   return MO_OK;
@@ -128,13 +112,11 @@ static mo_status gather(mo_analysis *analysis, const row_list *list, mo_comm *co
 }
 
 mo_status mo_top_values_gather(mo_analysis *analysis, const mo_accumulator *accumulator, mo_comm *comm, bool good) {
-  int64_t n = good ? analysis->summary.outlier_features : -1; /* of interest on rank 0 */
-  MO_TRY(mo_comm_broadcast(comm, &n, sizeof n, 0));
-  if (n < 0) return MO_OK;
-  search s;
+  MO_TRY(mo_comm_broadcast(comm, &good, sizeof good, 0)); /* of interest on rank 0 */
+  if (!good) return MO_OK;
+  search s = {0};
   row_list list = {0};
-  mo_status status = search_open(&s, n, accumulator->shape.hidden);
-  if (status == MO_OK) status = share_features(&s, analysis, accumulator->shape.hidden, comm);
+  mo_status status = search_open(&s, analysis, accumulator->shape.hidden, comm);
   if (status == MO_OK) status = find(&list, &s, accumulator);
   if (status == MO_OK) status = gather(analysis, &list, comm);
   search_close(&s);

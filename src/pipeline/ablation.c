@@ -34,22 +34,6 @@ static bool is_root(const ablation *a) { return mo_comm_rank(a->comm) == 0; }
 
 /* --- what is to be measured --- */
 
-static mo_status share_outliers(ablation *a) {
-  const mo_analysis *analysis = a->job->analysis;
-  mo_status status = MO_OK;
-  if (is_root(a)) {
-    a->outliers = mo_alloc((size_t)analysis->n_features + 1, sizeof *a->outliers);
-    if (!a->outliers) status = MO_FAILED;
-    for (int64_t i = 0; i < analysis->n_features && a->outliers; i++)
-      if (analysis->features[i].classification != MO_NONE) a->outliers[a->n_outliers++] = analysis->features[i].feature;
-  }
-  MO_TRY(mo_comm_join(a->comm, status));
-  MO_TRY(mo_comm_broadcast(a->comm, &a->n_outliers, sizeof a->n_outliers, 0));
-  if (!is_root(a) && !(a->outliers = mo_alloc((size_t)a->n_outliers + 1, sizeof *a->outliers))) status = MO_FAILED;
-  MO_TRY(mo_comm_join(a->comm, status));
-  return mo_comm_broadcast(a->comm, a->outliers, (size_t)a->n_outliers * sizeof *a->outliers, 0);
-}
-
 static mo_ablation_shape shape_of(const ablation *a) {
   const mo_run_plan_job *run = &a->job->plan;
   mo_ablation_shape shape = {.n_layers = run->spec->n_layers,
@@ -145,7 +129,7 @@ static void note_pass(const ablation *a, int64_t first, int64_t variants) {
   if (!is_root(a)) return;
   if (first == 0)
     fprintf(stderr, "moe-outliers: ablation: %lld outlier feature%s zeroed, and %lld draw%s of others: %lld variants\n",
-            (long long)n, n == 1 ? "" : "s", (long long)draws, draws == 1 ? "" : "s", (long long)a->n_variants);
+            (long long)n, mo_plural(n), (long long)draws, mo_plural(draws), (long long)a->n_variants);
   if (variants < a->n_variants)
     fprintf(
         stderr,
@@ -176,7 +160,7 @@ static mo_status measure(ablation *a) {
 mo_status mo_ablation_run(mo_ablation *tables, const mo_ablation_job *job) {
   ablation a = {.job = job, .comm = job->plan.comm};
   *tables = (mo_ablation){0};
-  mo_status status = share_outliers(&a);
+  mo_status status = mo_outlier_features_share(job->analysis, a.comm, &a.outliers, &a.n_outliers);
   if (status == MO_OK && a.n_outliers == 0 && is_root(&a))
     fprintf(stderr, "moe-outliers: note: there is no outlier feature to zero: /ablation is empty\n");
   if (status == MO_OK && a.n_outliers > 0) {
