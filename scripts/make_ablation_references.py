@@ -10,7 +10,6 @@ Hooks on both layer norms of each layer zero the features of their outputs, in a
 features are those that qualify in reference.h5, and draws of as many others by the program's rule (docs/methods.md).
 """
 
-import argparse
 import json
 import pathlib
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from make_references import SITES, THRESHOLD, from_mxfp4, load, make_tensors, save_checkpoint
+from make_references import SITES, THRESHOLD, arguments, from_mxfp4, load, make_tensors, save_checkpoint
 from reference_models import REFERENCES
 
 NAMES = ("gpt_oss_a", "gpt_oss_b", "qwen3_next_a", "glm4_moe_a", "mixtral_a", "olmoe_a", "llama_a")
@@ -120,17 +119,7 @@ def make(reference, out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "-o", "--out", type=pathlib.Path, default=pathlib.Path(__file__).parents[1] / "tests/references"
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", default=NAMES)
-    args = parser.parse_args()
-    unknown = set(args.names) - {reference.name for reference in REFERENCES}
-    if unknown:
-        parser.error(f"no reference {sorted(unknown)}")
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
+    args = arguments(__doc__, NAMES)
     for reference in REFERENCES:
         if reference.name in args.names:
             make(reference, args.out)

@@ -307,23 +307,29 @@ def make(reference, out):
         path.chmod(0o644)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description, names):
+    """Folder and names of the command line, or else `names`; torch and transformers are set up."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "-o", "--out", type=pathlib.Path, default=pathlib.Path(__file__).parents[1] / "tests/references"
     )
-    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", default=names)
     args = parser.parse_args()
     unknown = set(args.names) - {reference.name for reference in REFERENCES}
     if unknown:
         parser.error(f"no reference {sorted(unknown)}")
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    if not args.names or any(name.startswith("gpt_oss") for name in args.names):
+    return args
+
+
+def main():
+    args = arguments(__doc__, [reference.name for reference in REFERENCES])
+    if any(name.startswith("gpt_oss") for name in args.names):
         args.out.mkdir(parents=True, exist_ok=True)
         save_mxfp4_codes(args.out)
     for reference in REFERENCES:
-        if not args.names or reference.name in args.names:
+        if reference.name in args.names:
             make(reference, args.out)
 
 
