@@ -11,6 +11,8 @@ enum {
   SHIFT = 64
 }; /* values of the random pattern; how far a layer's begins behind the one before */
 
+static const float THRESHOLD = 6.0f;
+
 const char *bench_program = "bench";
 
 void bench_must(mo_status status) {
@@ -69,6 +71,7 @@ void bench_model_open(bench_model *m, const mo_backend_table *table, const mo_ba
   bench_must(table->alloc(m->backend, (size_t)(count * m->backend->activation_bytes), &m->x));
   bench_must(table->alloc(m->backend, words, (void **)&m->positions));
   bench_must(table->zero(m->backend, m->positions, words));
+  bench_must(table->alloc(m->backend, (size_t)(m->micro * m->length) * sizeof *m->row_counts, (void **)&m->row_counts));
   bench_must(mo_workspace_open(&m->workspace, &m->spec, m->backend, m->micro, m->length));
 }
 
@@ -81,6 +84,7 @@ void bench_model_close(bench_model *m) {
   }
   op->free(m->backend, m->x);
   op->free(m->backend, m->positions);
+  op->free(m->backend, m->row_counts);
   op->close(m->backend);
   mo_model_free(&m->spec);
   free(m->start);
@@ -171,10 +175,10 @@ void *bench_micro_rows(const bench_model *m, int64_t index) {
 static mo_status on_site(void *context, int64_t layer, mo_site site, const void *x) {
   bench_model *m = context;
   (void)layer;
-  (void)site;
   if (!m->statistics) return MO_OK;
   return m->backend->table->site_statistics(m->backend, x, bench_micro_batch(m, m->first / m->micro), m->length,
-                                            m->spec.hidden, 6.0f, m->positions, m->first);
+                                            m->spec.hidden, THRESHOLD, m->positions, m->first,
+                                            site == MO_SITE_LN_MLP ? m->row_counts : NULL);
 }
 
 static mo_status on_settle(void *context) {
@@ -184,15 +188,34 @@ static mo_status on_settle(void *context) {
   return m->poll ? m->poll(m->poll_context) : MO_OK;
 }
 
+/* As the engine does: the experts' statistics are taken when the next layer is under way. */
+static mo_status take_experts(bench_model *m) {
+  mo_expert_statistics statistics;
+  if (!m->experts_expected) return MO_OK;
+  m->experts_expected = false;
+  return m->backend->table->expert_results(m->backend, &statistics);
+}
+
+static mo_status on_experts(void *context, int64_t layer, const mo_routing *routing, const float *peaks,
+                            const float *shared) {
+  bench_model *m = context;
+  int64_t rows = bench_micro_batch(m, m->first / m->micro) * m->length;
+  (void)layer;
+  m->experts_expected = true;
+  return m->backend->table->expert_statistics(m->backend, &m->spec, rows, m->row_counts, routing, peaks, shared);
+}
+
 static mo_status on_routing(void *context, int64_t layer, const int64_t *counts) {
   bench_model *m = context;
   (void)layer;
   (void)counts;
+  MO_TRY(take_experts(m));
   return m->poll ? m->poll(m->poll_context) : MO_OK;
 }
 
 void bench_model_run(bench_model *m, int64_t index, int64_t first, int64_t n) {
   mo_layer_observer observer = {.context = m, .site = on_site, .routing = on_routing, .settle = on_settle};
+  if (m->statistics && m->experts) observer.experts = on_experts;
   m->first = index * m->micro;
   for (int64_t layer = first; layer < first + n; layer++)
     bench_must(mo_layer_forward(m->workspace, layer, &m->weights[layer], bench_micro_rows(m, index),

@@ -14,9 +14,11 @@ typedef struct {
   void *x;                   /* [N, S, H] residual stream */
   float *start;              /* host, [N, S, H]: the stream before the first layer */
   uint64_t *positions;
+  int32_t *row_counts;
   int64_t sequences, length, micro;
   int64_t first; /* sequence of the micro-batch under way */
-  bool statistics;
+  bool statistics, experts; /* collected: those of sites; those of experts with them */
+  bool experts_expected; /* their statistics are under way */
   mo_status (*poll)(void *context); /* called in the middle and at the end of every layer; NULL: not */
   void *poll_context;
 } bench_model;

@@ -51,7 +51,7 @@ static void open_model(pipeline *p) {
   mo_backend_options backend_options = {
       .precision = MO_PRECISION_BF16, .threads = threads < 1 ? 1 : (int)threads, .device = mo_comm_local_rank(p->comm)};
   bench_must(mo_backend_choose(strcmp(o->device, "cuda") == 0 ? MO_DEVICE_CUDA : MO_DEVICE_CPU, &table));
-  *m = (bench_model){.sequences = o->sequences, .length = o->length, .micro = o->micro, .statistics = true};
+  *m = (bench_model){.sequences = o->sequences, .length = o->length, .micro = o->micro, .statistics = true, .experts = true};
   bench_model_read(m, o->config, o->layers);
   bench_model_open(m, table, &backend_options);
 }

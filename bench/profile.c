@@ -55,8 +55,14 @@ TIMED(8, combine,
       (mo_backend * b, const mo_model_spec *s, const void *e, const mo_routing *r, int64_t T, float *p, void *y),
       (b, s, e, r, T, p, y))
 TIMED(9, site_statistics,
-      (mo_backend * b, const void *x, int64_t B, int64_t S, int64_t H, float t, uint64_t *p, int64_t f),
-      (b, x, B, S, H, t, p, f))
+      (mo_backend * b, const void *x, int64_t B, int64_t S, int64_t H, float t, uint64_t *p, int64_t f,
+       int32_t *c),
+      (b, x, B, S, H, t, p, f, c))
+TIMED(19, row_peaks, (mo_backend * b, const void *x, int64_t r, int64_t w, float *p), (b, x, r, w, p))
+TIMED(20, expert_statistics,
+      (mo_backend * b, const mo_model_spec *s, int64_t T, const int32_t *c, const mo_routing *r, const float *p,
+       const float *shared),
+      (b, s, T, c, r, p, shared))
 TIMED(17, site_results, (mo_backend * b, mo_site_statistics *s), (b, s))
 TIMED(10, delta_conv,
       (mo_backend * b, const mo_model_spec *s, const mo_stage_weights *w, const void *q, const void *ba, int64_t B,
@@ -92,6 +98,8 @@ void profile_begin(mo_backend *backend, bool wait) {
   timed.combine_add = timed_combine_add;
   timed.site_statistics = timed_site_statistics;
   timed.site_results = timed_site_results;
+  timed.row_peaks = timed_row_peaks;
+  timed.expert_statistics = timed_expert_statistics;
   timed.delta_conv = timed_delta_conv;
   timed.delta_rule = timed_delta_rule;
   timed.delta_norm = timed_delta_norm;

@@ -4,7 +4,7 @@
 
 #include "moe_outliers/backend.h"
 
-enum { PROFILE_OPERATIONS = 19 };
+enum { PROFILE_OPERATIONS = 21 };
 
 typedef struct {
   char name[24];

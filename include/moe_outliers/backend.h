@@ -162,17 +162,19 @@ typedef struct {
   mo_status (*row_peaks)(mo_backend *backend, const void *x, int64_t rows, int64_t width, float *peaks);
 
   /* Reduce site activations x [B*S, H], which stay as they are until site_results, the next of these two calls. positions:
-   * backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for sequences first_sequence.. */
+   * backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for sequences first_sequence.. row_counts: NULL, or backend memory
+   * [B*S] for the outlier values of each row. */
   mo_status (*site_statistics)(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                               uint64_t *positions, int64_t first_sequence);
+                               uint64_t *positions, int64_t first_sequence, int32_t *row_counts);
   /* What the last site_statistics reduced: host memory owned by the backend until its next call. Waits for that alone, not
    * for operations enqueued since. */
   mo_status (*site_results)(mo_backend *backend, mo_site_statistics *statistics);
 
-  /* Statistics of a layer's experts: x [T, H] of its site ln_mlp, peaks [R] as combine filled them, shared [T] likewise of
-   * the shared expert's output (NULL: the layer has none). All may change once operations enqueued later run. */
-  mo_status (*expert_statistics)(mo_backend *backend, const mo_model_spec *spec, const void *x, int64_t T,
-                                 float threshold, const mo_routing *routing, const float *peaks, const float *shared);
+  /* Statistics of a layer's experts: row_counts [T] as site_statistics filled it at ln_mlp, peaks [R] as combine did, shared
+   * [T] likewise of the shared expert's output (NULL: the layer has none). All may change once operations enqueued later
+   * run. */
+  mo_status (*expert_statistics)(mo_backend *backend, const mo_model_spec *spec, int64_t T, const int32_t *row_counts,
+                                 const mo_routing *routing, const float *peaks, const float *shared);
   /* What the last expert_statistics found: host memory owned by the backend until its next call. Waits for that alone. */
   mo_status (*expert_results)(mo_backend *backend, mo_expert_statistics *statistics);
 

@@ -26,7 +26,7 @@ typedef struct {
   int64_t n_zeroed;
   float *top; /* backend memory [B*S, heads]: what attention says of its largest probabilities; NULL: not */
   /* After the experts: what the backend's expert_statistics takes; NULL: not asked for, and peaks are not looked for. */
-  mo_status (*experts)(void *context, int64_t layer, const void *x, const mo_routing *routing, const float *peaks,
+  mo_status (*experts)(void *context, int64_t layer, const mo_routing *routing, const float *peaks,
                        const float *shared);
 } mo_layer_observer;
 

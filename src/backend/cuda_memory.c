@@ -15,6 +15,7 @@ enum {
   FEWEST_OUTLIERS = 1 << 18,
   EXPERT_STREAMS = 8, /* cuda.cuh */
   BIASED_VALUES = 8 << 20,
+  FEW_ROWS = 16,
   EXPERT_MAPS = 3 * 128, /* experts_hopper.cu: bytes of an expert's tensor maps, of the table of experts */
   EXPERT_TABLE = 16384,
   /* delta_mma.cuh: tokens and bytes of an mo_delta_relation; delta_rule_mma.cu: MOST_SCRATCH */
@@ -86,12 +87,13 @@ static int64_t experts(const sizes *z) {
   return rows + weights * z->number;
 }
 
-/* Float32 sums of the products that have a bias. */
+/* Float32 sums of the products that have a bias or are of few rows. */
 static int64_t biased(const sizes *z) {
   const mo_model_spec *spec = z->spec;
   int64_t q = spec->attention.heads * spec->attention.head_dim, widest = larger(larger(q, spec->dense.width), z->H);
   bool any = spec->attention.qkv_bias || spec->attention.o_bias || spec->dense.bias;
-  return any ? smaller(z->T * widest, larger(BIASED_VALUES, widest)) : 0;
+  int64_t few = smaller(z->T, FEW_ROWS) * z->H;
+  return any ? larger(few, smaller(z->T * widest, larger(BIASED_VALUES, widest))) : few;
 }
 
 static int64_t logits(const sizes *z) {
@@ -105,9 +107,8 @@ static int64_t statistics(const sizes *z) {
   return 512 + z->B * (z->H * 29 + 20) + z->B * segments * (z->H * SEGMENT_CELL + tiles_of(z->H, COLUMNS) * TILE_SUMS);
 }
 
-/* Of experts: their sums, and outlier values of each token. */
 static int64_t expert_statistics(const sizes *z) {
-  return z->E ? (z->E + 1) * (int64_t)sizeof(mo_expert_sums) + 4 * z->T : 0;
+  return z->E ? (z->E + 1) * (int64_t)sizeof(mo_expert_sums) : 0;
 }
 
 /* The list of outliers: at worst all values. */

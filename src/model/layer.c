@@ -224,7 +224,7 @@ static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w,
   MO_TRY(add_experts(ws, w, T, peaks, x));
   if (!peaks) return MO_OK;
   const float *shared = ws->spec->moe.shared == MO_SHARED_NONE ? NULL : peaks + T * ws->spec->moe.top_k;
-  return observer->experts(observer->context, layer, ws->normed, &ws->routing, peaks, shared);
+  return observer->experts(observer->context, layer, &ws->routing, peaks, shared);
 }
 
 /* The site's tensor is there. */

@@ -88,9 +88,11 @@ static mo_status poll_in_task(engine *e) {
 
 static mo_status begin_statistics(engine *e, int64_t threshold, const void *x) {
   const mo_plan *plan = e->job->plan;
+  bool of_experts = threshold == 0 && e->site == MO_SITE_LN_MLP && e->job->config->analysis.experts;
   return e->op->site_statistics(e->job->backend, x, mo_plan_batch(plan, e->micro), plan->length, e->job->spec->hidden,
                                 (float)e->job->config->analysis.thresholds[threshold],
-                                mo_recorder_positions(e->recorder, threshold), 0);
+                                mo_recorder_positions(e->recorder, threshold), 0,
+                                of_experts ? mo_recorder_row_counts(e->recorder) : NULL);
 }
 
 static mo_status end_statistics(engine *e, int64_t threshold) {
@@ -135,12 +137,12 @@ static mo_status on_routing(void *context, int64_t layer, const int64_t *counts)
   return poll_in_task(e);
 }
 
-static mo_status on_experts(void *context, int64_t layer, const void *x, const mo_routing *routing, const float *peaks,
+static mo_status on_experts(void *context, int64_t layer, const mo_routing *routing, const float *peaks,
                             const float *shared) {
   engine *e = context;
   (void)layer;
-  MO_TRY(e->op->expert_statistics(e->job->backend, e->job->spec, x, e->rows[e->micro].rows,
-                                  (float)e->job->config->analysis.threshold, routing, peaks, shared));
+  MO_TRY(e->op->expert_statistics(e->job->backend, e->job->spec, e->rows[e->micro].rows,
+                                  mo_recorder_row_counts(e->recorder), routing, peaks, shared));
   mo_recorder_expect_experts(e->recorder);
   return MO_OK;
 }

@@ -44,6 +44,7 @@ static void fill_memory(mo_plan *plan, const mo_plan_request *request) {
                              .experts = spec->moe.experts > 0};
   plan->activation_bytes = tokens * spec->hidden * request->activation_bytes;
   plan->position_bytes = thresholds * plan->micro_batch * spec->hidden * ((plan->length + 63) / 64) * 8;
+  plan->position_bytes += rows * (int64_t)sizeof(int32_t); /* outlier values of each row */
   plan->workspace_bytes = mo_workspace_bytes(spec, plan->micro_batch, plan->length, request->activation_bytes);
   if (request->memory_of) {
     mo_backend_load load = {spec,        request->precision, request->threads, request->stored, plan->micro_batch,

@@ -19,6 +19,7 @@ struct mo_recorder {
   mo_timing_row *noted;  /* [n_stages] what records hold of a stage's timing */
   int64_t *held, *saved; /* [n_micro] stage before which the rows are, -1: not to be used; that they were saved for */
   uint64_t *positions;   /* backend memory [n_thresholds, B, H, ceil(S/64)] */
+  int32_t *row_counts;   /* backend memory [B, S] */
   uint64_t *words;       /* host, likewise */
   float *site;           /* host [B, S, H]; NULL unless activations are stored */
   void *rows;            /* host, rows of a micro-batch; NULL where the backend's memory is the host's */
@@ -55,6 +56,8 @@ static mo_status open_buffers(mo_recorder *r) {
   if (stores_activations(r) && !(r->site = mo_alloc(mo_resume_blob_bytes(r->resume, &site), 1))) return MO_FAILED;
   if (!op->host_memory) MO_TRY(op->alloc_host(r->job.backend, mo_resume_blob_bytes(r->resume, &rows), &r->rows));
   MO_TRY(op->alloc_host(r->job.backend, words * sizeof(uint64_t), (void **)&r->words));
+  MO_TRY(op->alloc(r->job.backend, (size_t)(largest.n_sequences * largest.length) * sizeof *r->row_counts,
+                   (void **)&r->row_counts));
   return op->alloc(r->job.backend, words * sizeof(uint64_t), (void **)&r->positions);
 }
 
@@ -81,6 +84,7 @@ void mo_recorder_close(mo_recorder *r) {
   if (!r) return;
   mo_journal_close(r->journal);
   r->job.backend->table->free(r->job.backend, r->positions);
+  r->job.backend->table->free(r->job.backend, r->row_counts);
   free(r->noted);
   free(r->held);
   free(r->saved);
@@ -105,6 +109,8 @@ uint64_t *mo_recorder_positions(const mo_recorder *r, int64_t threshold) {
   mo_task task = task_of(r, r->micro);
   return r->positions + threshold * mo_task_words(&task);
 }
+
+int32_t *mo_recorder_row_counts(const mo_recorder *r) { return r->row_counts; }
 
 mo_status mo_recorder_site(mo_recorder *r, int64_t threshold, mo_site site, const mo_site_statistics *statistics) {
   mo_task task = task_of(r, r->micro);

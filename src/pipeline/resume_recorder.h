@@ -30,6 +30,8 @@ MO_CHECKED mo_status mo_recorder_begin(mo_recorder *recorder, int64_t stage, int
 /* Where the backend's site_statistics by a threshold (its place in the config) are to mark positions, of the micro-batch
  * alone. */
 uint64_t *mo_recorder_positions(const mo_recorder *recorder, int64_t threshold);
+/* Where they are to count each row's outlier values at ln_mlp: backend memory [B*S]. */
+int32_t *mo_recorder_row_counts(const mo_recorder *recorder);
 /* What the task found: to the accumulator and into the record. */
 MO_CHECKED mo_status mo_recorder_site(mo_recorder *recorder, int64_t threshold, mo_site site,
                                       const mo_site_statistics *statistics);

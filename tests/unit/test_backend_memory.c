@@ -19,7 +19,7 @@ static mo_status on_site(void *context, int64_t layer, mo_site site, const void 
   mo_site_statistics statistics;
   (void)layer;
   (void)site;
-  MO_TRY(w->backend->table->site_statistics(w->backend, x, w->B, w->S, w->H, 0, w->positions, 0));
+  MO_TRY(w->backend->table->site_statistics(w->backend, x, w->B, w->S, w->H, 0, w->positions, 0, NULL));
   return w->backend->table->site_results(w->backend, &statistics);
 }
 

@@ -256,18 +256,16 @@ static void peaks_of_rows(void **state) {
 }
 
 /* By loops over the expert's tokens; peaks are few different numbers, so that many are equal. */
-static mo_expert_sums naive_sums(const scene *s, const double *x, const int32_t *chosen, const float *peaks, int64_t e,
-                                 double threshold) {
-  int64_t T = s->c.T, K = s->c.K, H = s->c.H;
+static mo_expert_sums naive_sums(const scene *s, const int32_t *outliers, const int32_t *chosen, const float *peaks,
+                                 int64_t e) {
+  int64_t T = s->c.T, K = s->c.K;
   mo_expert_sums sums = {.max_row = -1};
   for (int64_t t = 0; t < T; t++)
     for (int64_t j = 0; j < (e < s->c.E ? K : 1); j++) {
-      int64_t outliers = 0;
       if (e < s->c.E && chosen[t * K + j] != e) continue;
-      for (int64_t h = 0; h < H; h++) outliers += fabs(x[t * H + h]) >= threshold;
       float peak = peaks[e < s->c.E ? s->place[t * K + j] : t];
-      sums.outlier_values += outliers;
-      sums.outlier_tokens += outliers > 0;
+      sums.outlier_values += outliers[t];
+      sums.outlier_tokens += outliers[t] > 0;
       if (sums.max_row >= 0 && peak <= sums.max_output) continue;
       sums.max_output = peak;
       sums.max_row = (int32_t)t;
@@ -278,23 +276,21 @@ static mo_expert_sums naive_sums(const scene *s, const double *x, const int32_t 
 static void check_expert_statistics(moe_case c, bool shared) {
   scene s;
   open_scene(&s, c);
-  int64_t T = c.T, K = c.K, H = c.H, n = c.E + shared;
-  double *x = doubles(T * H), threshold = 6;
+  int64_t T = c.T, K = c.K, n = c.E + shared;
+  int32_t *outliers = host_memory(T, sizeof *outliers);
   float *peaks = host_memory(T * K + T, sizeof *peaks);
   int32_t *chosen = random_choices(&s.c);
-  for (int64_t i = 0; i < T * H; i++) x[i] = random_below(9) ? rounded(uniform(-6, 6)) : random_below(2) ? 6 : -7;
-  for (int64_t t = 0; t < T; t++) /* and tokens without any */
-    for (int64_t h = 0; h < H && t % 3 == 0; h++) x[t * H + h] = 1;
+  for (int64_t t = 0; t < T; t++) outliers[t] = t % 3 ? (int32_t)random_below(c.H + 1) : 0; /* also tokens without any */
   for (int64_t i = 0; i < T * K + T; i++) peaks[i] = (float[]){0, 2.5f, 3e38f, INFINITY}[random_below(random_below(9) ? 2 : 4)];
   given_routing(&s, chosen);
   const float *there = uploaded(peaks, (size_t)(T * K + T) * sizeof *peaks);
-  void *values = activations(x, T * H);
+  const int32_t *counts = uploaded(outliers, (size_t)T * sizeof *outliers);
   mo_expert_statistics got;
-  ok(op->expert_statistics(be, &s.spec, values, T, (float)threshold, &s.routing, there, shared ? there + T * K : NULL));
+  ok(op->expert_statistics(be, &s.spec, T, counts, &s.routing, there, shared ? there + T * K : NULL));
   ok(op->expert_results(be, &got));
   assert_int_equal(got.n, n);
   for (int64_t e = 0; e < n; e++) {
-    mo_expert_sums want = naive_sums(&s, x, chosen, e < c.E ? peaks : peaks + T * K, e, threshold);
+    mo_expert_sums want = naive_sums(&s, outliers, chosen, e < c.E ? peaks : peaks + T * K, e);
     assert_int_equal(got.experts[e].outlier_values, want.outlier_values);
     assert_int_equal(got.experts[e].outlier_tokens, want.outlier_tokens);
     assert_int_equal(got.experts[e].max_row, want.max_row);
@@ -309,6 +305,7 @@ static void statistics_of_experts(void **state) {
   check_expert_statistics((moe_case){.T = 41, .E = 300, .K = 3, .H = 8}, true); /* most are dead */
   check_expert_statistics((moe_case){.T = 1, .E = 257, .K = 1, .H = 1}, false);
   check_expert_statistics((moe_case){.T = 2050, .E = 1, .K = 1, .H = 16}, true);
+  check_expert_statistics((moe_case){.T = 9001, .E = 2, .K = 1, .H = 5}, true);
 }
 
 /* --- combine --- */

@@ -426,6 +426,9 @@ static void expert_statistics(void **state) {
     int64_t n = c.T * c.H;
     mo_model_spec spec = moe_spec(c.E, c.K, c.H, 1);
     twin_routing routing = given_routing(&c, true);
+    int32_t *counts = host_memory(c.T, sizeof *counts);
+    for (int64_t t = 0; t < c.T; t++) counts[t] = (int32_t)random_below(3);
+    twin row_counts = twin_upload(counts, (size_t)c.T * sizeof *counts);
     twin x = twin_values(random_values(n, 3, 30), n), rows = twin_random(n * c.K, 3), out = twin_random(n, 1);
     twin peaks = twin_memory((size_t)(c.T * c.K) * sizeof(float)), shared = twin_memory((size_t)c.T * sizeof(float));
     mo_expert_statistics got, want;
@@ -433,8 +436,8 @@ static void expert_statistics(void **state) {
     ok(cpu_op->combine_add(cpu, &spec, rows.cpu, &routing.cpu, c.T, peaks.cpu, out.cpu));
     ok(op->row_peaks(be, x.here, c.T, c.H, shared.here));
     ok(cpu_op->row_peaks(cpu, x.cpu, c.T, c.H, shared.cpu));
-    ok(op->expert_statistics(be, &spec, x.here, c.T, 6, &routing.here, peaks.here, i % 2 ? shared.here : NULL));
-    ok(cpu_op->expert_statistics(cpu, &spec, x.cpu, c.T, 6, &routing.cpu, peaks.cpu, i % 2 ? shared.cpu : NULL));
+    ok(op->expert_statistics(be, &spec, c.T, row_counts.here, &routing.here, peaks.here, i % 2 ? shared.here : NULL));
+    ok(cpu_op->expert_statistics(cpu, &spec, c.T, row_counts.cpu, &routing.cpu, peaks.cpu, i % 2 ? shared.cpu : NULL));
     ok(op->expert_results(be, &got));
     ok(cpu_op->expert_results(cpu, &want));
     assert_int_equal(got.n, want.n);

@@ -53,10 +53,11 @@ static void check_site(site_case c, const float *x) {
   uint64_t *before = host_memory((int64_t)words, sizeof *before);
   for (size_t i = 0; i < words; i++) before[i] = random_below(3) ? 0 : random_bits();
   twin values = twin_values(x, c.B * c.S * c.H), positions = twin_upload(before, words * sizeof *before);
+  twin row_counts = twin_memory((size_t)(c.B * c.S) * sizeof(int32_t));
   mo_site_statistics got, want;
-  ok(op->site_statistics(be, values.here, c.B, c.S, c.H, c.threshold, positions.here, c.first));
+  ok(op->site_statistics(be, values.here, c.B, c.S, c.H, c.threshold, positions.here, c.first, row_counts.here));
   ok(op->site_results(be, &got));
-  ok(cpu_op->site_statistics(cpu, values.cpu, c.B, c.S, c.H, c.threshold, positions.cpu, c.first));
+  ok(cpu_op->site_statistics(cpu, values.cpu, c.B, c.S, c.H, c.threshold, positions.cpu, c.first, row_counts.cpu));
   ok(cpu_op->site_results(cpu, &want));
   assert_int_equal(got.n_sequences, want.n_sequences);
   assert_int_equal(got.rows, want.rows);
@@ -65,6 +66,7 @@ static void check_site(site_case c, const float *x) {
   assert_int_equal(got.n_outliers, want.n_outliers);
   assert_memory_equal(sorted_outliers(&got), sorted_outliers(&want), (size_t)want.n_outliers * sizeof *want.outliers);
   expect_same_bytes("positions", positions, words * sizeof *before);
+  expect_same_bytes("row_counts", row_counts, (size_t)(c.B * c.S) * sizeof(int32_t));
 }
 
 static void sites_of_each_shape(void **state) {

@@ -114,7 +114,7 @@ static void hash_statistics(const mo_site_statistics *s) {
 
 static mo_site_statistics statistics_of(const void *x, uint64_t *positions) {
   mo_site_statistics s;
-  ok(op->site_statistics(be, x, B, S, H, threshold, positions, FIRST));
+  ok(op->site_statistics(be, x, B, S, H, threshold, positions, FIRST, NULL));
   ok(op->site_results(be, &s));
   assert_int_equal(s.n_sequences, B);
   assert_int_equal(s.rows, B * S);
@@ -152,6 +152,23 @@ static void nothing_above_the_threshold(void **state) {
   assert_int_equal(s.n_outliers, 0);
   expect_cells(&s, x);
   expect_positions(downloaded(positions, N * H * WORDS * sizeof(uint64_t)), 0, x);
+}
+
+/* Twice: the second call's counts are not added to the first's. */
+static void counts_of_rows(void **state) {
+  (void)state;
+  double *x = site_values();
+  int32_t *want = host_memory(B * S, sizeof *want);
+  void *values = activations(x, B * S * H), *positions = filled_positions(0), *counts; /* rounds x */
+  for (int i = 0; i < B * S * H; i++) want[i / H] += is_outlier(x[i]);
+  mo_site_statistics s;
+  ok(op->alloc(be, B * S * sizeof(int32_t), &counts));
+  for (int i = 0; i < 2; i++) {
+    ok(op->site_statistics(be, values, B, S, H, threshold, positions, FIRST, counts));
+    ok(op->site_results(be, &s));
+    assert_memory_equal(downloaded(counts, B * S * sizeof(int32_t)), want, B * S * sizeof *want);
+  }
+  op->free(be, counts);
 }
 
 /* Of equal magnitudes a positive value counts, then the earlier position, also across the tiles of a GPU. */
@@ -288,7 +305,7 @@ int main(int argc, char **argv) {
   int skipped = choose_backend(argc, argv);
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
-      VARIANTS(statistics_by_definition),   VARIANTS(positions_accumulate), VARIANTS(nothing_above_the_threshold),
+      VARIANTS(statistics_by_definition),   VARIANTS(positions_accumulate), VARIANTS(counts_of_rows), VARIANTS(nothing_above_the_threshold),
       VARIANTS(values_that_are_not_finite), VARIANTS(nll_of_exact_logits),  VARIANTS(nll_of_many_tokens),
       VARIANTS(nll_of_random_logits),       VARIANTS(nll_of_large_logits),  VARIANTS(nll_of_single_tokens),
       VARIANTS(positions_of_ties),

@@ -358,12 +358,13 @@ static mo_status check_row_peaks(mo_backend *backend, const void *x, int64_t row
 }
 
 static mo_status check_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H,
-                                       float threshold, uint64_t *positions, int64_t first_sequence) {
+                                       float threshold, uint64_t *positions, int64_t first_sequence,
+                                       int32_t *row_counts) {
   checker *c = of(backend);
   if (c->site.copy)
     return MO_FAIL(MO_FAILED, "site_statistics without site_results before (check backend): a defect of the program");
   MO_TRY(keep(&c->site, x, B * S * H));
-  return mo_backend_cpu.site_statistics(c->cpu, x, B, S, H, threshold, positions, first_sequence);
+  return mo_backend_cpu.site_statistics(c->cpu, x, B, S, H, threshold, positions, first_sequence, row_counts);
 }
 
 static mo_status check_site_results(mo_backend *backend, mo_site_statistics *statistics) {
@@ -373,17 +374,14 @@ static mo_status check_site_results(mo_backend *backend, mo_site_statistics *sta
   return unchanged(&site, mo_backend_cpu.site_results(c->cpu, statistics), "site_statistics");
 }
 
-static mo_status check_expert_statistics(mo_backend *backend, const mo_model_spec *spec, const void *x, int64_t T,
-                                         float threshold, const mo_routing *routing, const float *peaks,
+static mo_status check_expert_statistics(mo_backend *backend, const mo_model_spec *spec, int64_t T,
+                                         const int32_t *row_counts, const mo_routing *routing, const float *peaks,
                                          const float *shared) {
   checker *c = of(backend);
-  witness w;
   if (c->experts)
     return MO_FAIL(MO_FAILED, "expert_statistics without expert_results before (check backend): a defect of the program");
   c->experts = true;
-  MO_TRY(keep(&w, x, T * spec->hidden));
-  mo_status status = mo_backend_cpu.expert_statistics(c->cpu, spec, x, T, threshold, routing, peaks, shared);
-  return unchanged(&w, status, "expert_statistics");
+  return mo_backend_cpu.expert_statistics(c->cpu, spec, T, row_counts, routing, peaks, shared);
 }
 
 static mo_status check_expert_results(mo_backend *backend, mo_expert_statistics *statistics) {

@@ -133,10 +133,11 @@ mo_status cpu_combine(mo_backend *, const mo_model_spec *, const void *, const m
 mo_status cpu_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, float *,
                           void *);
 mo_status cpu_row_peaks(mo_backend *, const void *, int64_t, int64_t, float *);
-mo_status cpu_expert_statistics(mo_backend *, const mo_model_spec *, const void *, int64_t, float, const mo_routing *,
+mo_status cpu_expert_statistics(mo_backend *, const mo_model_spec *, int64_t, const int32_t *, const mo_routing *,
                                 const float *, const float *);
 mo_status cpu_expert_results(mo_backend *, mo_expert_statistics *);
-mo_status cpu_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t);
+mo_status cpu_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t,
+                              int32_t *);
 mo_status cpu_site_results(mo_backend *, mo_site_statistics *);
 mo_status cpu_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *, float *);
 

@@ -23,12 +23,6 @@ static mo_status reserve_experts(mo_cpu *cpu, int64_t n) {
   return MO_OK;
 }
 
-static int32_t count_outliers(const float *x, int64_t H, float threshold) {
-  int32_t n = 0;
-  for (int64_t h = 0; h < H; h++) n += fabsf(x[h]) >= threshold;
-  return n;
-}
-
 /* Add a token row, in ascending order. */
 static void add_token(mo_expert_sums *expert, int32_t row, int32_t outliers, float peak) {
   expert->outlier_values += outliers;
@@ -38,22 +32,18 @@ static void add_token(mo_expert_sums *expert, int32_t row, int32_t outliers, flo
   expert->max_row = row;
 }
 
-mo_status cpu_expert_statistics(mo_backend *backend, const mo_model_spec *spec, const void *x, int64_t T,
-                                float threshold, const mo_routing *routing, const float *peaks, const float *shared) {
+mo_status cpu_expert_statistics(mo_backend *backend, const mo_model_spec *spec, int64_t T,
+                                const int32_t *row_counts, const mo_routing *routing, const float *peaks,
+                                const float *shared) {
   mo_cpu *cpu = mo_cpu_of(backend);
-  int64_t E = spec->moe.experts, H = spec->hidden, n = E + (shared != NULL);
-  void *block;
+  int64_t E = spec->moe.experts, n = E + (shared != NULL);
   MO_TRY(reserve_experts(cpu, n));
-  MO_TRY(mo_cpu_rows(cpu, (size_t)T * sizeof(int32_t), &block));
-  int32_t *outliers = block;
-#pragma omp parallel for schedule(static) num_threads(cpu->threads)
-  for (int64_t t = 0; t < T; t++) outliers[t] = count_outliers((const float *)x + t * H, H, threshold);
   for (int64_t e = 0; e < n; e++) {
     mo_expert_sums *expert = &cpu->experts.experts[e];
     *expert = (mo_expert_sums){.max_row = -1};
     for (int64_t r = e < E ? routing->start[e] : 0; r < (e < E ? routing->start[e + 1] : T); r++) {
       int32_t row = e < E ? routing->row[r] : (int32_t)r;
-      add_token(expert, row, outliers[row], e < E ? peaks[r] : shared[r]);
+      add_token(expert, row, row_counts[row], e < E ? peaks[r] : shared[r]);
     }
   }
   return MO_OK;

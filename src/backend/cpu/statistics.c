@@ -63,18 +63,23 @@ static void scan_feature(const float *x, int64_t S, int64_t H, float threshold, 
   s->first[cell] = fabsf(x[0]) >= threshold;
 }
 
-/* Sums over all values of one sequence: per token over h, then over tokens. */
-static void sum_sequence(const float *x, int64_t S, int64_t H, mo_site_statistics *s, int64_t b) {
+/* Sums over all values of one sequence: per token over h, then over tokens. row_counts [S]: outlier values of each token, or
+ * NULL. */
+static void sum_sequence(const float *x, int64_t S, int64_t H, float threshold, mo_site_statistics *s, int64_t b,
+                         int32_t *row_counts) {
   double total = 0, squares = 0;
   float top = 0;
   for (int64_t t = 0; t < S; t++) {
     double row = 0, row_squares = 0;
+    int32_t outliers = 0;
     for (int64_t h = 0; h < H; h++) {
       double value = x[t * H + h];
       row += value;
       row_squares += value * value;
       top = fabsf(x[t * H + h]) > top ? fabsf(x[t * H + h]) : top;
+      outliers += fabsf(x[t * H + h]) >= threshold;
     }
+    if (row_counts) row_counts[t] = outliers;
     total += row;
     squares += row_squares;
   }
@@ -106,7 +111,7 @@ static mo_status list_outliers(mo_cpu *cpu, const float *x, int64_t B, int64_t S
 }
 
 mo_status cpu_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                              uint64_t *positions, int64_t first_sequence) {
+                              uint64_t *positions, int64_t first_sequence, int32_t *row_counts) {
   mo_cpu *cpu = mo_cpu_of(backend);
   const float *values = x;
   int64_t words = (S + 63) / 64, blocks = (H + FEATURE_BLOCK - 1) / FEATURE_BLOCK;
@@ -122,7 +127,8 @@ mo_status cpu_site_statistics(mo_backend *backend, const void *x, int64_t B, int
                      b * H + h);
     }
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < B; b++) sum_sequence(values + b * S * H, S, H, s, b);
+    for (int64_t b = 0; b < B; b++)
+      sum_sequence(values + b * S * H, S, H, threshold, s, b, row_counts ? row_counts + b * S : NULL);
   }
   MO_TRY(list_outliers(cpu, values, B, S, H, threshold));
   s->rows = B * S;

@@ -18,6 +18,7 @@ typedef __nv_bfloat16 bf16;
 
 enum {
   MO_CUDA_EXPERT_STREAMS = 8,
+  MO_CUDA_FEW_ROWS = 16, /* of a product that is added: rounded first, as transformers does */
   MO_CUDA_BIASED_VALUES = 8 << 20 /* of a product with a bias, in float32 at a time: about what L2 holds */
 };
 
@@ -198,10 +199,11 @@ mo_status cuda_combine(mo_backend *, const mo_model_spec *, const void *, const 
 mo_status cuda_combine_add(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, float *,
                            void *);
 mo_status cuda_row_peaks(mo_backend *, const void *, int64_t, int64_t, float *);
-mo_status cuda_expert_statistics(mo_backend *, const mo_model_spec *, const void *, int64_t, float, const mo_routing *,
+mo_status cuda_expert_statistics(mo_backend *, const mo_model_spec *, int64_t, const int32_t *, const mo_routing *,
                                  const float *, const float *);
 mo_status cuda_expert_results(mo_backend *, mo_expert_statistics *);
-mo_status cuda_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t);
+mo_status cuda_site_statistics(mo_backend *, const void *, int64_t, int64_t, int64_t, float, uint64_t *, int64_t,
+                               int32_t *);
 mo_status cuda_site_results(mo_backend *, mo_site_statistics *);
 mo_status cuda_nll(mo_backend *, const mo_weight *, const void *, const int32_t *, int64_t, int64_t, float *, float *);
 }

@@ -30,24 +30,27 @@ mo_status mo_cuda_gemm_float(mo_cuda *cuda, cudaStream_t stream, const void *x, 
   return gemm(cuda, stream, x, w, M, N, K, 0, y, CUDA_R_32F, ldy);
 }
 
-/* y [M, N] = sums + bias, rounded; ADD: y += that. */
+/* y [M, N] = sums + bias (NULL: none), rounded; ADD: y += that. */
 template <typename T, bool ADD>
 __global__ void add_bias(const float *sums, const float *bias, int64_t M, int64_t N, T *y) {
   for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < M * N; i += (int64_t)gridDim.x * blockDim.x) {
-    float value = rounded<T>(sums[i] + bias[i % N]);
+    float value = rounded<T>(bias ? sums[i] + bias[i % N] : sums[i]);
     y[i] = from_float<T>(ADD ? to_float(y[i]) + value : value);
   }
 }
 
-/* With a bias: slices of rows go through float32, because cuBLAS may round a bf16 product before it adds what is there. */
+/* Slices of rows go through float32: with a bias, because cuBLAS may round a bf16 product before it adds what is there; a few
+ * rows that are added, because without the rounding between, their error has too few others to average out with. */
 template <typename T, bool ADD>
-static mo_status biased_product(mo_cuda *cuda, const void *x, const void *matrix, const mo_weight *bias, int64_t M,
+static mo_status sliced_product(mo_cuda *cuda, const void *x, const void *matrix, const mo_weight *bias, int64_t M,
                                 int64_t N, int64_t K, void *y) {
   int64_t most = MO_CUDA_BIASED_VALUES / N > 1 ? MO_CUDA_BIASED_VALUES / N : 1;
-  void *vector, *sums;
+  void *vector = NULL, *sums;
   if (most > M) most = M;
-  MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_VECTOR, (size_t)N * sizeof(float), &vector));
-  MO_TRY(mo_cuda_vector(cuda, bias, 0, N, false, cuda->stream, (float *)vector));
+  if (bias && bias->data) {
+    MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_VECTOR, (size_t)N * sizeof(float), &vector));
+    MO_TRY(mo_cuda_vector(cuda, bias, 0, N, false, cuda->stream, (float *)vector));
+  }
   MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_LOGITS, (size_t)(most * N) * sizeof(float), &sums));
   for (int64_t row = 0; row < M; row += most) {
     int64_t m = M - row < most ? M - row : most;
@@ -68,9 +71,9 @@ static mo_status product(mo_cuda *cuda, const mo_weight *w, const mo_weight *bia
     MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_WEIGHT, (size_t)(w->rows * w->cols) * (size_t)cuda->base.activation_bytes,
                            &room));
   MO_TRY(mo_cuda_matrix(cuda, w, cuda->stream, room, &matrix));
-  if (bias && bias->data) {
-    if (cuda->bf16_run) return biased_product<bf16, ADD>(cuda, x, matrix, bias, M, w->rows, w->cols, y);
-    return biased_product<float, ADD>(cuda, x, matrix, bias, M, w->rows, w->cols, y);
+  if ((bias && bias->data) || (ADD && cuda->bf16_run && M <= MO_CUDA_FEW_ROWS)) {
+    if (cuda->bf16_run) return sliced_product<bf16, ADD>(cuda, x, matrix, bias, M, w->rows, w->cols, y);
+    return sliced_product<float, ADD>(cuda, x, matrix, bias, M, w->rows, w->cols, y);
   }
   return gemm(cuda, cuda->stream, x, matrix, M, w->rows, w->cols, ADD ? 1 : 0, y,
               cuda->bf16_run ? CUDA_R_16BF : CUDA_R_32F, w->rows);

@@ -33,6 +33,7 @@ typedef struct {
   uint16_t *hits;      /* [B, segments, H] outlier values, AT_FIRST if one is at position 0, 256 times the positive ones */
   extremes *partials;  /* [B, segments, H] */
   tile_sums *sums;     /* [B, segments, column_tiles] */
+  int32_t *row_counts; /* [B, S] outlier values, to be added to; NULL: not asked for */
   mo_outlier *list;    /* [capacity] */
   int64_t capacity;
 } site_job;
@@ -78,6 +79,7 @@ struct tile_hits {
   uint16_t hits[COLUMNS];   /* as site_job's */
   uint8_t flagged[COLUMNS]; /* the first look saw an outlier */
   int offset[COLUMNS];      /* of the column's values among the tile's */
+  int rows[SEGMENT];        /* outliers of each position */
   int total;
   unsigned long long base; /* of the tile's values in the list */
 };
@@ -162,6 +164,7 @@ static __device__ void count_column(const site_job &job, const T *tile, int rows
     float x = p < rows ? to_float(tile[p * job.H + c]) : 0.0f;
     bool hit = p < rows && fabsf(x) >= job.threshold;
     if (hit) {
+      atomicAdd(&found.rows[p], 1);
       low = fminf(low, x);
       high = fmaxf(high, x);
       sum_abs += (double)fabsf(x);
@@ -222,6 +225,7 @@ static __global__ void __launch_bounds__(THREADS) scan_tiles(site_job job, unsig
     found.hits[threadIdx.x] = 0;
     found.flagged[threadIdx.x] = 0;
   }
+  if (threadIdx.x < SEGMENT) found.rows[threadIdx.x] = 0;
   if (threadIdx.x == 0) found.total = 0;
   __syncthreads();
   float top[W] = {}, largest = 0;
@@ -242,6 +246,8 @@ static __global__ void __launch_bounds__(THREADS) scan_tiles(site_job job, unsig
         count_column(job, tile, rows, c, segment, place * job.H + h0 + c,
                      job.positions + (b * job.H + h0 + c) * job.segments + segment, found);
     __syncthreads();
+    if (job.row_counts && threadIdx.x < SEGMENT && found.rows[threadIdx.x])
+      atomicAdd(job.row_counts + b * job.S + segment * SEGMENT + threadIdx.x, found.rows[threadIdx.x]);
     if (threadIdx.x == 0 && found.total) found.base = atomicAdd(n_outliers, (unsigned long long)found.total);
     __syncthreads();
     for (int c = warp; c < columns; c += WARPS)
@@ -320,6 +326,8 @@ template <typename T>
 static mo_status launch_scan(mo_cuda *cuda, const site_job &job, const site_results &results) {
   int64_t tiles = job.B * job.segments * job.column_tiles;
   MO_CUDA(cudaMemsetAsync(results.n_outliers, 0, sizeof *results.n_outliers, cuda->stream));
+  if (job.row_counts)
+    MO_CUDA(cudaMemsetAsync(job.row_counts, 0, (size_t)(job.B * job.S) * sizeof(int32_t), cuda->stream));
   if (mo_packs(cuda, job.x, job.H))
     scan_tiles<T, true><<<(unsigned)tiles, THREADS, 0, cuda->stream>>>(job, results.n_outliers);
   else
@@ -387,7 +395,7 @@ static mo_status fetch_list(mo_cuda *cuda, const site_job *job, int64_t n) {
 }
 
 mo_status cuda_site_statistics(mo_backend *backend, const void *x, int64_t B, int64_t S, int64_t H, float threshold,
-                               uint64_t *positions, int64_t first_sequence) {
+                               uint64_t *positions, int64_t first_sequence, int32_t *row_counts) {
   mo_cuda *cuda = mo_cuda_of(backend);
   int columns = 32 * (cuda->bf16_run ? mo_pack<bf16>::width : mo_pack<float>::width);
   site_job *job = (site_job *)cuda->site;
@@ -399,6 +407,7 @@ mo_status cuda_site_statistics(mo_backend *backend, const void *x, int64_t B, in
   job->column_tiles = (H + columns - 1) / columns;
   job->threshold = threshold;
   job->positions = positions + first_sequence * H * job->segments;
+  job->row_counts = row_counts;
   return scan_site(cuda, job, 0);
 }
 
