@@ -8,8 +8,10 @@
 
 enum {
   PATTERN = 8 << 20,
-  SHIFT = 64
-}; /* values of the random pattern; how far a layer's begins behind the one before */
+  SHIFT = 64,
+  OUTLIERS = 6,
+  NEXT = 331
+}; /* values of the random pattern; how far a layer's begins behind the one before; outlier features, NEXT apart */
 
 static const float THRESHOLD = 6.0f;
 
@@ -94,16 +96,26 @@ void bench_model_close(bench_model *m) {
 
 /* --- random weights --- */
 
-/* bf16 noise of about the deviation of a trained matrix's rows; norm weights are 1. */
+static uint16_t bf16_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return (uint16_t)(bits >> 16);
+}
+
+/* bf16 noise of about the deviation of a trained matrix's rows. */
 static void fill_pattern(uint16_t *pattern, int64_t n) {
   uint64_t state = 1;
   for (int64_t i = 0; i < n; i++) {
     state = state * 6364136223846793005u + 1442695040888963407u;
-    float value = ((float)(state >> 40) * 0x1p-24f - 0.5f) * 0.08f;
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    pattern[i] = (uint16_t)(bits >> 16);
+    pattern[i] = bf16_of(((float)(state >> 40) * 0x1p-24f - 0.5f) * 0.08f);
   }
+}
+
+/* Norm weights are 1; those of the sites 8 at a few features, about half of whose values are outlier values then. */
+static void fill_norm(const bench_model *m, bool site, uint16_t *weights, int64_t n) {
+  const float shift = m->spec.norm.zero_centred ? 1.0f : 0.0f;
+  for (int64_t i = 0; i < n; i++) weights[i] = bf16_of(site ? 1.0f - shift : 1.0f);
+  for (int64_t i = 0; i < OUTLIERS && site; i++) weights[i * NEXT % n] = bf16_of(8.0f - shift);
 }
 
 static void upload_repeated(mo_backend *backend, char *to, int64_t bytes, const uint16_t *source) {
@@ -114,7 +126,7 @@ static void upload_repeated(mo_backend *backend, char *to, int64_t bytes, const 
   }
 }
 
-static void load_layer(bench_model *m, int64_t layer, const uint16_t *pattern, const uint16_t *ones) {
+static void load_layer(bench_model *m, int64_t layer, const uint16_t *pattern, uint16_t *norm) {
   mo_tensor_need *needs;
   int64_t n, bytes = 0;
   bench_must(mo_model_tensors(&m->spec, layer + 1, &needs, &n));
@@ -132,9 +144,12 @@ static void load_layer(bench_model *m, int64_t layer, const uint16_t *pattern, c
     bytes += (t->bytes + 255) / 256 * 256;
   }
   bench_must(m->backend->table->alloc(m->backend, (size_t)bytes, &m->memory[layer]));
-  for (int64_t i = 0; i < n; i++)
+  for (int64_t i = 0; i < n; i++) {
+    bool vector = needs[i].n_dims == 1;
+    if (vector) fill_norm(m, needs[i].role == MO_INPUT_NORM || needs[i].role == MO_POST_NORM, norm, tensors[i].bytes / 2);
     upload_repeated(m->backend, (char *)m->memory[layer] + entries[i].arena_offset, tensors[i].bytes,
-                    needs[i].n_dims == 1 ? ones : pattern);
+                    vector ? norm : pattern);
+  }
   mo_stage_catalogue stage = {entries, n, bytes, bytes};
   bench_must(mo_stage_weights_build(&m->weights[layer], &m->spec, &stage, m->memory[layer]));
   free(entries);
@@ -144,15 +159,14 @@ static void load_layer(bench_model *m, int64_t layer, const uint16_t *pattern, c
 
 void bench_model_load(bench_model *m, int64_t first, int64_t n) {
   int64_t values = PATTERN + SHIFT * m->spec.n_layers;
-  void *pattern, *ones;
+  void *pattern, *norm;
   bench_must(m->backend->table->alloc_host(m->backend, (size_t)values * 2, &pattern));
-  bench_must(m->backend->table->alloc_host(m->backend, PATTERN * 2, &ones));
+  bench_must(m->backend->table->alloc_host(m->backend, PATTERN * 2, &norm));
   fill_pattern(pattern, values);
-  for (int64_t i = 0; i < PATTERN; i++) ((uint16_t *)ones)[i] = 0x3f80;
   for (int64_t layer = first; layer < first + n; layer++)
-    if (!m->memory[layer]) load_layer(m, layer, (const uint16_t *)pattern + SHIFT * layer, ones);
+    if (!m->memory[layer]) load_layer(m, layer, (const uint16_t *)pattern + SHIFT * layer, norm);
   m->backend->table->free_host(m->backend, pattern);
-  m->backend->table->free_host(m->backend, ones);
+  m->backend->table->free_host(m->backend, norm);
 }
 
 /* --- passes --- */

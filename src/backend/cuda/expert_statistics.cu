@@ -9,7 +9,7 @@ enum : int {
   THREADS = 512,   /* of an expert's block */
   ROWS = 8,        /* of a thread, on average, before experts get more blocks */
   MOST_BLOCKS = 64, /* of an expert */
-  MOST = 256       /* experts of a launch: where their rows begin is an argument */
+  MOST = 512       /* experts of a launch: where their rows begin is an argument */
 };
 
 typedef struct {
@@ -63,16 +63,26 @@ static __device__ void add_sums(row_sums &sums, const row_sums &other) {
   if (other.top > sums.top) sums.top = other.top;
 }
 
-/* Blocks [experts, blocks of an expert]. rows: of routed rows; NULL: routed row r is token row r (the shared expert). */
-static __global__ void __launch_bounds__(THREADS) sum_experts(row_starts starts, const int32_t *rows,
-                                                              const int32_t *row_counts, const float *peaks,
-                                                              row_sums *out) {
+typedef struct {
+  row_starts starts;
+  const int32_t *rows, *row_counts; /* of routed rows; of token rows */
+  const float *peaks, *shared;      /* of routed rows; of token rows, of the shared expert */
+  int32_t experts, tokens;
+  int32_t blocks; /* of an expert; the rest of the grid is the shared expert's */
+  row_sums *out;
+} sum_job;
+
+static __global__ void __launch_bounds__(THREADS) sum_experts(sum_job job) {
   __shared__ row_sums warps[THREADS / 32];
   row_sums sums = {0, 0, 0};
-  int e = (int)blockIdx.x;
-  for (int32_t r = starts.at[e] + (int32_t)(blockIdx.y * THREADS + threadIdx.x); r < starts.at[e + 1];
-       r += (int32_t)gridDim.y * THREADS) {
-    int32_t row = rows ? rows[r] : r, n = row_counts[row];
+  int routed = job.experts * job.blocks, block = (int)blockIdx.x;
+  bool shared = block >= routed;
+  int e = shared ? job.experts : block / job.blocks, part = shared ? block - routed : block % job.blocks;
+  int32_t parts = shared ? (int32_t)gridDim.x - routed : job.blocks;
+  int32_t first = shared ? 0 : job.starts.at[e], end = shared ? job.tokens : job.starts.at[e + 1];
+  const float *peaks = shared ? job.shared : job.peaks;
+  for (int32_t r = first + part * THREADS + (int32_t)threadIdx.x; r < end; r += parts * THREADS) {
+    int32_t row = shared ? r : job.rows[r], n = job.row_counts[row];
     unsigned long long key = (unsigned long long)__float_as_uint(peaks[r]) << 32 | ~(uint32_t)row;
     sums.values += (unsigned long long)n;
     sums.tokens += n > 0;
@@ -91,38 +101,48 @@ static __global__ void __launch_bounds__(THREADS) sum_experts(row_starts starts,
   if (threadIdx.x != 0) return;
   for (int i = 1; i < THREADS / 32; i++) add_sums(sums, warps[i]);
   if (sums.top == 0) return;
-  atomicAdd(&out[e].values, sums.values);
-  atomicAdd(&out[e].tokens, sums.tokens);
-  atomicMax(&out[e].top, sums.top);
+  atomicAdd(&job.out[e].values, sums.values);
+  atomicAdd(&job.out[e].tokens, sums.tokens);
+  atomicMax(&job.out[e].top, sums.top);
 }
 
-static mo_status launch_sums(mo_cuda *cuda, const row_starts *starts, int64_t experts, const int32_t *rows,
-                             const int32_t *row_counts, const float *peaks, row_sums *out) {
-  int64_t average = (starts->at[experts] - starts->at[0]) / experts, blocks = average / (THREADS * ROWS) + 1;
-  dim3 grid((unsigned)experts, (unsigned)(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS));
-  sum_experts<<<grid, THREADS, 0, cuda->stream>>>(*starts, rows, row_counts, peaks, out);
-  MO_LAUNCHED("sum_experts");
+static int32_t blocks_for(int64_t rows) {
+  int64_t blocks = rows / (THREADS * ROWS) + 1;
+  return (int32_t)(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS);
+}
+
+/* Several launches where there are many experts; the shared one is in the last. */
+static mo_status launch_sums(mo_cuda *cuda, sum_job job, const int64_t *start, int64_t E) {
+  const int64_t most = MOST;
+  for (int64_t first = 0; first < E; first += most, job.out += most) {
+    int64_t n = E - first < most ? E - first : most;
+    bool shared = job.shared && first + n == E;
+    for (int64_t e = 0; e <= n; e++) job.starts.at[e] = (int32_t)start[first + e];
+    job.experts = (int32_t)n;
+    job.blocks = blocks_for((start[first + n] - start[first]) / n);
+    int32_t grid = (int32_t)n * job.blocks + (shared ? blocks_for(job.tokens) : 0);
+    sum_experts<<<(unsigned)grid, THREADS, 0, cuda->stream>>>(job);
+    MO_LAUNCHED("sum_experts");
+  }
   return MO_OK;
 }
 
 mo_status cuda_expert_statistics(mo_backend *backend, const mo_model_spec *spec, int64_t T, const int32_t *row_counts,
                                  const mo_routing *routing, const float *peaks, const float *shared) {
   mo_cuda *cuda = mo_cuda_of(backend);
-  const int64_t E = spec->moe.experts, n = E + (shared != NULL), most = MOST;
+  int64_t E = spec->moe.experts, n = E + (shared != NULL);
   size_t bytes = (size_t)n * sizeof(row_sums);
   void *block;
   MO_TRY(mo_cuda_scratch(cuda, MO_SCRATCH_EXPERT_STATISTICS, bytes, &block));
   MO_TRY(mo_cuda_grow_host(cuda, (size_t)n * (sizeof(row_sums) + sizeof(mo_expert_sums)), &cuda->experts_host));
   row_sums *sums = (row_sums *)block;
   MO_CUDA(cudaMemsetAsync(sums, 0, bytes, cuda->stream));
-  for (int64_t first = 0; first < E; first += most) {
-    int64_t k = E - first < most ? E - first : most;
-    row_starts starts;
-    for (int64_t e = 0; e <= k; e++) starts.at[e] = (int32_t)routing->start[first + e];
-    MO_TRY(launch_sums(cuda, &starts, k, routing->row, row_counts, peaks, sums + first));
-  }
-  row_starts all = {{0, (int32_t)T}};
-  if (shared) MO_TRY(launch_sums(cuda, &all, 1, NULL, row_counts, shared, sums + E));
+  sum_job job = {};
+  job.rows = routing->row, job.row_counts = row_counts;
+  job.peaks = peaks, job.shared = shared;
+  job.tokens = (int32_t)T;
+  job.out = sums;
+  MO_TRY(launch_sums(cuda, job, routing->start, E));
   /* On the stream itself: it is little, and on `fetch` a site's results would wait for it. */
   MO_CUDA(cudaMemcpyAsync(cuda->experts_host.memory, sums, bytes, cudaMemcpyDeviceToHost, cuda->stream));
   MO_CUDA(cudaEventRecord(cuda->summed, cuda->stream));

@@ -140,22 +140,35 @@ __global__ void norm_rows(mo_norm_spec spec, const float *w, const T *x, int64_t
   }
 }
 
-/* Rows of up to 32 * W values: `lanes` neighbouring lanes of a warp per row, lanes a power of two. */
-template <typename T, int W>
+/* Rows of up to 32 * W values: `lanes` neighbouring lanes of a warp per N rows, lanes a power of two, rows a multiple of N. Where
+ * they are rotated, the N rows are of one token: weights and angles are loaded once for all. */
+template <typename T, int W, int N>
 __global__ void norm_narrow(mo_norm_spec spec, const float *w, const T *x, int64_t rows, int64_t width, int lanes,
                             rotation turn, T *out) {
-  int64_t row = (blockIdx.x * (int64_t)THREADS + threadIdx.x) / lanes;
+  int64_t row = (blockIdx.x * (int64_t)THREADS + threadIdx.x) / lanes * N;
   int64_t i = (int64_t)(threadIdx.x % lanes) * W;
   bool inside = row < rows && i < width;
-  float values[W] = {};
-  if (inside) load<T, W>(x + row * width + i, values);
-  float sum = sum_squares(values);
-  for (int offset = lanes / 2; offset; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  float scale = 1.0f / sqrtf(sum / (float)width + spec.eps);
-  if (inside) apply_norm<T, W>(spec, w + i, values, scale);
-  if constexpr (W > 1)
-    if (turn.cosines) rotate_pack<T, W>(turn, row / turn.heads, (int)i, values);
-  if (inside) store<T, W>(out + row * width + i, values);
+  float values[N][W] = {}, sum[N];
+#pragma unroll
+  for (int n = 0; n < N; n++)
+    if (inside) load<T, W>(x + (row + n) * width + i, values[n]);
+#pragma unroll
+  for (int n = 0; n < N; n++) sum[n] = sum_squares(values[n]);
+  for (int offset = lanes / 2; offset; offset /= 2)
+#pragma unroll
+    for (int n = 0; n < N; n++) sum[n] += __shfl_xor_sync(0xffffffffu, sum[n], offset);
+#pragma unroll
+  for (int n = 0; n < N; n++)
+    if (inside) apply_norm<T, W>(spec, w + i, values[n], 1.0f / sqrtf(sum[n] / (float)width + spec.eps));
+  if constexpr (W > 1) {
+    int64_t token = turn.cosines ? row / turn.heads : 0;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+      if (turn.cosines) rotate_pack<T, W>(turn, token, (int)i, values[n]);
+  }
+#pragma unroll
+  for (int n = 0; n < N; n++)
+    if (inside) store<T, W>(out + (row + n) * width + i, values[n]);
 }
 
 /* Rows of packs, more than 32 of them. */
@@ -179,10 +192,14 @@ template <typename T, int W>
 static mo_status launch_norm(mo_cuda *cuda, const mo_norm_spec *spec, const float *w, const void *x, int64_t rows,
                              int64_t width, const rotation &turn, void *out) {
   if (width <= 32 * W) {
+    constexpr int most = W > 1 ? 4 : 1;
     int lanes = 1;
     while (lanes * W < width) lanes *= 2;
-    unsigned grid = (unsigned)((rows * lanes + THREADS - 1) / THREADS);
-    norm_narrow<T, W><<<grid, THREADS, 0, cuda->stream>>>(*spec, w, (const T *)x, rows, width, lanes, turn, (T *)out);
+    bool many = rows % most == 0 && (!turn.cosines || turn.heads % most == 0);
+    int64_t groups = many ? rows / most : rows;
+    unsigned grid = (unsigned)((groups * lanes + THREADS - 1) / THREADS);
+    auto kernel = many ? norm_narrow<T, W, most> : norm_narrow<T, W, 1>;
+    kernel<<<grid, THREADS, 0, cuda->stream>>>(*spec, w, (const T *)x, rows, width, lanes, turn, (T *)out);
   } else if (W > 1) {
     launch_norm_rows<T>(cuda, spec, w, x, rows, width, turn, out);
   } else {

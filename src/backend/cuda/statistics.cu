@@ -1,6 +1,6 @@
 /* Site statistics on the GPU: one pass over the activations in tiles of 64 positions by 32 packs of columns. Outliers are
- * rare: a tile looks at a column again (in cache) only where the first look saw one. Then two small kernels add up the
- * tiles in order: results depend neither on the micro-batch nor on the scheduling. Semantics: cpu_site_statistics. */
+ * rare: a tile looks at a column again (in cache) only where the first look saw one. Then a small kernel adds up the tiles in
+ * order: results depend neither on the micro-batch nor on the scheduling. Semantics: cpu_site_statistics. */
 #include "backend/cuda/pack.cuh"
 
 enum : int {
@@ -72,16 +72,14 @@ static site_results lay_out(void *block, int64_t B, int64_t H) {
 
 /* --- a tile --- */
 
-/* Outliers of a tile's columns, filled by the second look. */
+/* Outliers of a tile: the columns where the first look saw some, and what the second counts. */
 template <int COLUMNS>
 struct tile_hits {
-  uint64_t bits[COLUMNS];   /* positions */
-  uint16_t hits[COLUMNS];   /* as site_job's */
-  uint8_t flagged[COLUMNS]; /* the first look saw an outlier */
-  int offset[COLUMNS];      /* of the column's values among the tile's */
-  int rows[SEGMENT];        /* outliers of each position */
-  int total;
-  unsigned long long base; /* of the tile's values in the list */
+  int listed[COLUMNS];    /* whether the column is in the list */
+  uint16_t list[COLUMNS]; /* [n] */
+  uint16_t hits[COLUMNS]; /* as site_job's */
+  int rows[SEGMENT];      /* outliers of each position */
+  int n;
 };
 
 /* First look at this warp's positions of the tile: sums, and the largest |x| of each of the lane's columns. `rows`: valid
@@ -149,21 +147,40 @@ static __device__ uint32_t rank_of(float x) { return __float_as_uint(fabsf(x)) <
 /* Of a tile's values, by its min and max: the one of the largest rank. */
 static __device__ float larger_of(float low, float high) { return rank_of(low) > rank_of(high) ? low : high; }
 
+/* A column's values at lane and lane + 32, and which positions are outliers. */
+struct column_look {
+  float x[2];
+  bool hit[2];
+  uint64_t bits;
+};
+
+template <typename T>
+static __device__ column_look look_at_column(const site_job &job, const T *tile, int rows, int c) {
+  column_look look;
+  look.bits = 0;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int p = (int)threadIdx.x % 32 + 32 * half;
+    look.x[half] = p < rows ? to_float(tile[p * job.H + c]) : 0.0f;
+    look.hit[half] = p < rows && fabsf(look.x[half]) >= job.threshold;
+    look.bits |= (uint64_t)__ballot_sync(~0u, look.hit[half]) << (32 * half);
+  }
+  return look;
+}
+
 /* Second look, by one warp: outliers of column c (column h of the site). cell: of (b, segment, h). */
 template <typename T, typename Hits>
-static __device__ void count_column(const site_job &job, const T *tile, int rows, int c, int64_t segment, int64_t cell,
+static __device__ void count_column(const site_job &job, const column_look &look, int c, int64_t segment, int64_t cell,
                                     uint64_t *word, Hits &found) {
-  int lane = (int)threadIdx.x % 32;
+  int lane = (int)threadIdx.x % 32, positive = 0;
   float low = INFINITY, high = -INFINITY;
   double sum_abs = 0;
-  uint64_t bits = 0, top = 0; /* top: rank, then the earlier position */
-  int positive = 0;
+  uint64_t top = 0; /* rank, then the earlier position */
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int p = lane + 32 * half;
-    float x = p < rows ? to_float(tile[p * job.H + c]) : 0.0f;
-    bool hit = p < rows && fabsf(x) >= job.threshold;
-    if (hit) {
+    float x = look.x[half];
+    if (look.hit[half]) {
       atomicAdd(&found.rows[p], 1);
       low = fminf(low, x);
       high = fmaxf(high, x);
@@ -171,10 +188,8 @@ static __device__ void count_column(const site_job &job, const T *tile, int rows
       uint64_t key = (uint64_t)rank_of(x) << 32 | (uint32_t)(SEGMENT - p);
       if (key > top) top = key;
     }
-    bits |= (uint64_t)__ballot_sync(~0u, hit) << (32 * half);
-    positive += __popc(__ballot_sync(~0u, hit && x > 0));
+    positive += __popc(__ballot_sync(~0u, look.hit[half] && x > 0));
   }
-  if (bits == 0) return;
 #pragma unroll
   for (int step = 16; step; step /= 2) {
     low = fminf(low, __shfl_xor_sync(~0u, low, step));
@@ -184,84 +199,101 @@ static __device__ void count_column(const site_job &job, const T *tile, int rows
     if (other > top) top = other;
   }
   if (lane != 0) return;
-  int count = __popcll(bits);
-  found.bits[c] = bits;
-  found.hits[c] = (uint16_t)(count + (segment == 0 && bits & 1 ? AT_FIRST : 0) + 256 * positive);
-  found.offset[c] = atomicAdd(&found.total, count); /* any order: the list has none */
+  found.hits[c] = (uint16_t)(__popcll(look.bits) + (segment == 0 && look.bits & 1 ? AT_FIRST : 0) + 256 * positive);
   job.partials[cell].min = low;
   job.partials[cell].max = high;
   job.partials[cell].sum_abs = sum_abs;
   job.partials[cell].position = (int32_t)(segment * SEGMENT) + SEGMENT - (int32_t)(uint32_t)top;
-  *word |= bits;
+  *word |= look.bits;
 }
 
-/* The column's outlier values to the list, as far as it has room. */
-template <typename T, typename Hits>
-static __device__ void list_column(const site_job &job, const T *tile, int c, int64_t h, const Hits &found) {
-  uint64_t bits = found.bits[c];
-  int64_t first = (int64_t)found.base + found.offset[c];
-  for (int p = (int)threadIdx.x % 32; p < SEGMENT; p += 32) {
-    if (!(bits >> p & 1)) continue;
-    int64_t at = first + __popcll(bits & (((uint64_t)1 << p) - 1));
-    if (at >= job.capacity) continue;
+/* The column's outlier values to the list from place `first`, as far as it has room. */
+static __device__ void list_column(const site_job &job, const column_look &look, int64_t h, int64_t first) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int p = (int)threadIdx.x % 32 + 32 * half;
+    int64_t at = first + __popcll(look.bits & (((uint64_t)1 << p) - 1));
+    if (!look.hit[half] || at >= job.capacity) continue;
     job.list[at].feature = (int32_t)h;
-    job.list[at].value = to_float(tile[p * job.H + c]);
+    job.list[at].value = look.x[half];
   }
 }
 
-/* A block per tile, tiles of the same positions side by side. */
+/* The tile of a sequence b at its positions 64 * segment.. and columns h0... */
+template <typename T>
+struct tile_place {
+  const T *values;
+  int64_t b, segment, h0;
+  int rows, columns;
+};
+
+/* Second look, by all warps, at the listed columns. A warp takes room in the list once: values have no order there. */
+template <typename T, typename Hits>
+static __device__ void second_look(const site_job &job, const tile_place<T> &tile, Hits &found,
+                                   unsigned long long *n_outliers) {
+  int warp = (int)threadIdx.x / 32, total = 0;
+  column_look look;
+  for (int k = warp; k < found.n; k += WARPS) {
+    look = look_at_column(job, tile.values, tile.rows, found.list[k]);
+    total += __popcll(look.bits);
+  }
+  unsigned long long first = 0;
+  if (threadIdx.x % 32 == 0 && total) first = atomicAdd(n_outliers, (unsigned long long)total);
+  first = __shfl_sync(~0u, first, 0);
+  for (int k = warp; k < found.n; k += WARPS) {
+    int c = found.list[k];
+    int64_t h = tile.h0 + c, cell = (tile.b * job.segments + tile.segment) * job.H + h;
+    if (found.n > WARPS) look = look_at_column(job, tile.values, tile.rows, c); /* else it is that column's still */
+    list_column(job, look, h, (int64_t)first);
+    first += (unsigned long long)__popcll(look.bits);
+    count_column<T>(job, look, c, tile.segment, cell,
+                    job.positions + (tile.b * job.H + h) * job.segments + tile.segment, found);
+  }
+}
+
+/* A block per tile, tiles of the same positions side by side; the last ones first, which whoever wrote them left in L2. */
 template <typename T, bool PACKED>
 static __global__ void __launch_bounds__(THREADS) scan_tiles(site_job job, unsigned long long *n_outliers) {
   constexpr int W = mo_pack<T>::width, COLUMNS = 32 * W;
   __shared__ tile_hits<COLUMNS> found;
-  int64_t place = blockIdx.x / job.column_tiles,
-          h0 = blockIdx.x % job.column_tiles * COLUMNS; /* place: of (b, segment) */
-  int64_t b = place / job.segments, segment = place % job.segments;
-  int rows = (int)(job.S - segment * SEGMENT < SEGMENT ? job.S - segment * SEGMENT : SEGMENT);
-  int columns = (int)(job.H - h0 < COLUMNS ? job.H - h0 : COLUMNS);
-  const T *tile = (const T *)job.x + (b * job.S + segment * SEGMENT) * job.H + h0;
-  int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+  int64_t index = gridDim.x - 1 - (int64_t)blockIdx.x, place = index / job.column_tiles; /* place: of (b, segment) */
+  tile_place<T> tile;
+  tile.b = place / job.segments, tile.segment = place % job.segments;
+  tile.h0 = index % job.column_tiles * COLUMNS;
+  tile.rows = (int)(job.S - tile.segment * SEGMENT < SEGMENT ? job.S - tile.segment * SEGMENT : SEGMENT);
+  tile.columns = (int)(job.H - tile.h0 < COLUMNS ? job.H - tile.h0 : COLUMNS);
+  tile.values = (const T *)job.x + (tile.b * job.S + tile.segment * SEGMENT) * job.H + tile.h0;
   if (threadIdx.x < COLUMNS) {
     found.hits[threadIdx.x] = 0;
-    found.flagged[threadIdx.x] = 0;
+    found.listed[threadIdx.x] = 0;
   }
   if (threadIdx.x < SEGMENT) found.rows[threadIdx.x] = 0;
-  if (threadIdx.x == 0) found.total = 0;
+  if (threadIdx.x == 0) found.n = 0;
   __syncthreads();
   float top[W] = {}, largest = 0;
   double sum = 0, squares = 0;
-  first_look<T, PACKED>(tile, job.H, rows, columns, top, sum, squares);
-  int any = 0;
+  first_look<T, PACKED>(tile.values, job.H, tile.rows, tile.columns, top, sum, squares);
 #pragma unroll
   for (int k = 0; k < W; k++) {
     largest = fmaxf(largest, top[k]);
     if (!(top[k] >= job.threshold)) continue;
-    found.flagged[PACKED ? lane * W + k : k * 32 + lane] = 1;
-    any = 1;
+    int c = PACKED ? (int)threadIdx.x % 32 * W + k : k * 32 + (int)threadIdx.x % 32;
+    if (atomicExch(&found.listed[c], 1) == 0) found.list[atomicAdd(&found.n, 1)] = (uint16_t)c;
   }
-  reduce_tile(sum, squares, largest, job.sums + blockIdx.x);
-  if (__syncthreads_or(any)) {
-    for (int c = warp; c < columns; c += WARPS)
-      if (found.flagged[c])
-        count_column(job, tile, rows, c, segment, place * job.H + h0 + c,
-                     job.positions + (b * job.H + h0 + c) * job.segments + segment, found);
+  reduce_tile(sum, squares, largest, job.sums + index); /* a barrier: the list is complete */
+  if (found.n) {
+    second_look(job, tile, found, n_outliers);
     __syncthreads();
     if (job.row_counts && threadIdx.x < SEGMENT && found.rows[threadIdx.x])
-      atomicAdd(job.row_counts + b * job.S + segment * SEGMENT + threadIdx.x, found.rows[threadIdx.x]);
-    if (threadIdx.x == 0 && found.total) found.base = atomicAdd(n_outliers, (unsigned long long)found.total);
-    __syncthreads();
-    for (int c = warp; c < columns; c += WARPS)
-      if (found.hits[c]) list_column(job, tile, c, h0 + c, found);
+      atomicAdd(job.row_counts + tile.b * job.S + tile.segment * SEGMENT + threadIdx.x, found.rows[threadIdx.x]);
   }
-  if (threadIdx.x < columns) job.hits[place * job.H + h0 + threadIdx.x] = found.hits[threadIdx.x];
+  if (threadIdx.x < tile.columns) job.hits[place * job.H + tile.h0 + threadIdx.x] = found.hits[threadIdx.x];
 }
 
 /* --- adding up --- */
 
-/* A thread per (b, h): its segments in order. */
-static __global__ void sum_cells(site_job job, site_results r) {
-  int64_t cell = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (cell >= job.B * job.H) return;
+/* A cell (b, h): its segments in order. */
+static __device__ void sum_cell(const site_job &job, const site_results &r, int64_t cell) {
   int64_t first = cell / job.H * job.segments * job.H + cell % job.H;
   const uint16_t *__restrict__ hits = job.hits + first;
   const extremes *__restrict__ partials = job.partials + first;
@@ -294,10 +326,10 @@ static __global__ void sum_cells(site_job job, site_results r) {
   r.position[cell] = position;
 }
 
-/* A block per sequence: its tiles in a fixed order. */
-static __global__ void __launch_bounds__(THREADS) sum_sequences(site_job job, site_results r) {
+/* By a block: the sequence's tiles in a fixed order. */
+static __device__ void sum_sequence(const site_job &job, const site_results &r, int64_t b) {
   __shared__ tile_sums all[THREADS];
-  int64_t b = blockIdx.x, n = job.segments * job.column_tiles;
+  int64_t n = job.segments * job.column_tiles;
   double sum = 0, squares = 0, top = 0;
   for (int64_t i = threadIdx.x; i < n; i += THREADS) {
     const tile_sums &part = job.sums[b * n + i];
@@ -320,6 +352,13 @@ static __global__ void __launch_bounds__(THREADS) sum_sequences(site_job job, si
   r.max_abs[b] = (float)all[0].top;
 }
 
+/* A block per sequence, then a thread per cell. */
+static __global__ void __launch_bounds__(THREADS) sum_tiles(site_job job, site_results r) {
+  if (blockIdx.x < job.B) return sum_sequence(job, r, blockIdx.x);
+  int64_t cell = (blockIdx.x - job.B) * THREADS + threadIdx.x;
+  if (cell < job.B * job.H) sum_cell(job, r, cell);
+}
+
 /* --- the operation --- */
 
 template <typename T>
@@ -333,10 +372,8 @@ static mo_status launch_scan(mo_cuda *cuda, const site_job &job, const site_resu
   else
     scan_tiles<T, false><<<(unsigned)tiles, THREADS, 0, cuda->stream>>>(job, results.n_outliers);
   MO_LAUNCHED("scan_tiles");
-  sum_cells<<<(unsigned)((job.B * job.H + THREADS - 1) / THREADS), THREADS, 0, cuda->stream>>>(job, results);
-  MO_LAUNCHED("sum_cells");
-  sum_sequences<<<(unsigned)job.B, THREADS, 0, cuda->stream>>>(job, results);
-  MO_LAUNCHED("sum_sequences");
+  sum_tiles<<<(unsigned)(job.B + (job.B * job.H + THREADS - 1) / THREADS), THREADS, 0, cuda->stream>>>(job, results);
+  MO_LAUNCHED("sum_tiles");
   return MO_OK;
 }
 
