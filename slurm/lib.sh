@@ -13,7 +13,7 @@ load_site() {
   local file=${MO_SITE:-$ROOT/slurm/site.conf}
   PARTITION='' ACCOUNT='' QOS='' TIME='' SIGNAL_SECONDS=120 MAX_REQUEUES=20 SBATCH_OPTIONS=() GPU_REQUEST=auto
   GPU_MEMORY_GB='' CPUS_PER_TASK='' RANKS='' MEMORY=yes BANDWIDTH='' WORKDIR='' PROGRAM=() LAUNCHER=auto SRUN_MPI=auto
-  MPIRUN=(mpirun) REPORT=report
+  MPIRUN=(mpirun) RANK_PROGRAM=() PYTHON=(python3) REPORT=report WATCH_SECONDS=15
   # shellcheck disable=SC2317 # called below
   site_setup() { :; }
   [[ -r $file ]] || fail "the site's file cannot be read ($file): see slurm/site.conf, or unset MO_SITE"
@@ -30,6 +30,7 @@ load_site() {
       PROGRAM=(moe-outliers)
     fi
   fi
+  ((${#RANK_PROGRAM[@]})) || RANK_PROGRAM=("${PROGRAM[@]}")
   command -v "${PROGRAM[0]}" >/dev/null ||
     fail "${PROGRAM[0]} is not here ($(hostname)): build it with scripts/setup, or set PROGRAM in $file"
 }
@@ -145,7 +146,7 @@ json() {
 # Sets LAUNCH to what starts RANKS ranks: the first launcher whose ranks see each other. An unknown command is refused once by
 # all ranks together, but once by each of them if each is a rank 0 of 1.
 choose_launcher() {
-  local ranks=$1 kind kinds=() said lines refused=()
+  local ranks=$1 kind kinds=() said ended lines refused=()
   if [[ $LAUNCHER != mpirun ]]; then
     if [[ $SRUN_MPI != auto ]]; then
       kinds=("$SRUN_MPI")
@@ -169,8 +170,12 @@ choose_launcher() {
       if ((ranks > ${SLURM_NTASKS:-1})); then LAUNCH+=(--overcommit); fi
       kind="srun --mpi=$kind"
     fi
-    said=$(timeout 120 "${LAUNCH[@]}" "${PROGRAM[@]}" launch-check 2>&1 </dev/null)
-    lines=$(grep -c 'unknown command "launch-check"' <<<"$said")
+    for _ in 1 2; do # one start that fails proves nothing, unless it took all its time
+      said=$(timeout 120 "${LAUNCH[@]}" "${RANK_PROGRAM[@]}" launch-check 2>&1 </dev/null)
+      ended=$?
+      lines=$(grep -c 'unknown command "launch-check"' <<<"$said")
+      if ((lines || ended == 124)); then break; fi
+    done
     if ((lines == 1)); then
       say "$ranks rank(s) by $kind${refused[*]:+; ${refused[*]}}"
       return

@@ -4,9 +4,11 @@ import contextlib
 import getpass
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -15,8 +17,8 @@ import helpers
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")
-MEMORY = 8000  # MB
-CPUS = 4  # of each node, whatever the machine has: tests mostly wait
+MEMORY = 16000  # MB
+CPUS = 32  # of each node, whatever the machine has: jobs mostly wait, and none should wait for another
 
 CONFIG = """
 ClusterName=moe
@@ -43,6 +45,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
 MinJobAge=600
+FirstJobId={first_job}
 MpiDefault=none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
@@ -97,14 +100,9 @@ class Cluster:
         with contextlib.suppress(Exception):
             self.run("scancel", "--user", getpass.getuser(), timeout=10)
             self.wait(lambda: not self.run("squeue", "-h").stdout.strip(), 10)
-        for daemon in reversed(self.daemons):
-            daemon.terminate()
-        for daemon in reversed(self.daemons):
-            try:
-                daemon.wait(10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+        for daemon in reversed(self.daemons):  # asked to end, slurmctld takes seconds to save what nobody needs
+            daemon.kill()
+            daemon.wait()
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -122,12 +120,14 @@ class Cluster:
             user=getpass.getuser(),
             folder=self.folder,
             ports=ports,
+            first_job=random.randrange(1, 60_000_000),  # Open MPI names files by it, of all clusters on this machine
             nodes="\n".join(nodes),
             gres="GresTypes=gpu" if self.gpus else "",
         )
         if self.gpus:
             for number in range(self.gpus):
-                (self.folder / f"gpu{number}").touch()
+                # a device, as Slurm numbers GPUs by theirs; nobody opens it
+                os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR | 0o600, os.makedev(195, number))
             files = f"{self.folder}/gpu[0-{self.gpus - 1}]"
             (self.folder / "gres.conf").write_text(f"Name=gpu Type=h100 File={files}\n")
         (self.folder / "slurm.conf").write_text(text)
