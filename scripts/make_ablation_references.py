@@ -5,9 +5,12 @@
 
     ablation            a row per variant, columns as in the result file's /ablation
     ablation_features   (variant, draw, feature), likewise
+    growth              [layers, experts + 1, features] what each expert, the shared one last, adds to the squares of the
+                        features in the residual stream, over all tokens; for models with experts
 
 Hooks on both layer norms of each layer zero the features of their outputs, in a float32 run with attention "eager". The
-features are those that qualify in reference.h5, and draws of as many others by the program's rule (docs/methods.md).
+features are those that qualify in reference.h5, and draws of as many others by the program's rule (docs/methods.md). What
+an expert adds is what transformers' own experts give where all routing weights but its own are 0.
 """
 
 import json
@@ -89,6 +92,52 @@ def measure(model, tokens, features):
     return losses.mean().item(), np.mean(attention), top.mean().item()
 
 
+def growth(model, tokens, features):
+    """[L, E+1, F], None for a model without experts."""
+    blocks = [next((m for m in block.children() if hasattr(m, "experts")), None) for block in model.model.layers]
+    if not any(blocks):
+        return None
+    seen = [{} for _ in blocks]
+    hooks = []
+    for block, mixture, inside in zip(model.model.layers, blocks, seen, strict=True):
+        if mixture is None:
+            continue
+
+        def before(_module, inputs, inside=inside):
+            inside["before"] = inputs[0]
+
+        def experts(_module, inputs, output, inside=inside):
+            inside["inputs"], inside["routed"] = inputs, output
+
+        def whole(_module, _inputs, output, inside=inside):
+            inside["added"] = output[0] if isinstance(output, tuple) else output
+
+        hooks.append(block.post_attention_layernorm.register_forward_pre_hook(before))
+        hooks.append(mixture.experts.register_forward_hook(experts))
+        hooks.append(mixture.register_forward_hook(whole))
+    with torch.no_grad():
+        model(input_ids=torch.from_numpy(tokens).long(), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        n_experts = max(mixture.experts.num_experts for mixture in blocks if mixture is not None)
+        total = np.zeros((len(blocks), n_experts + 1, len(features)))
+        for layer, (mixture, inside) in enumerate(zip(blocks, seen, strict=True)):
+            if mixture is None:
+                continue
+            flat = inside["before"].reshape(-1, inside["before"].shape[-1])[:, features].double()
+            added = inside["added"].reshape(-1, inside["added"].shape[-1])[:, features]
+            twice = flat + (flat.float() + added).double()  # before and after
+            rows, chosen, weights = inside["inputs"]
+            for expert in range(n_experts):
+                part = mixture.experts(rows, chosen, weights * (chosen == expert))
+                part = part.reshape(-1, part.shape[-1])[:, features].double()
+                total[layer, expert] = (part * twice).sum(dim=0).numpy()
+            routed = inside["routed"].reshape(-1, inside["routed"].shape[-1])[:, features]
+            if hasattr(mixture, "shared_expert") or hasattr(mixture, "shared_experts"):
+                total[layer, n_experts] = ((added.double() - routed.double()) * twice).sum(dim=0).numpy()
+    return total
+
+
 def make(reference, out):
     folder = out / reference.name
     with h5py.File(folder / "tokens.h5") as file:
@@ -114,6 +163,8 @@ def make(reference, out):
         file.attrs.update({"transformers": str(transformers.__version__), "torch": str(torch.__version__)})
         file["ablation"] = np.array(rows, ROW)
         file["ablation_features"] = np.array(features, FEATURE)
+        if (grown := growth(model, tokens, outliers)) is not None:
+            file["growth"] = grown
     (folder / "ablation.h5").chmod(0o644)
     print(f"{reference.name}: {rows}", flush=True)
 

@@ -1,7 +1,7 @@
 /* What outlier features do: variants of the model with features zeroed at every site, what is measured of them, and the tables
  * made of that. After Dettmers et al. 2022 (arXiv:2208.07339), section 4; see docs/methods.md.
  *
- * Letters: V variants, L layers, N sequences, S positions. */
+ * Letters: V variants, L layers, N sequences, S positions, E experts, F outlier features. */
 #ifndef MOE_OUTLIERS_ABLATION_H
 #define MOE_OUTLIERS_ABLATION_H
 
@@ -28,17 +28,25 @@ MO_CHECKED mo_status mo_ablation_choose(mo_ablation_variant **variants, int64_t 
 void mo_ablation_variants_free(mo_ablation_variant *variants, int64_t n_variants);
 
 enum { MO_ABLATION_MOST_DRAWS = 64, MO_ABLATION_MOST_VARIANTS = MO_ABLATION_MOST_DRAWS + 2 };
+/* Outlier features that are planned for before a run has found them. */
+enum { MO_ABLATION_EXPECTED_FEATURES = 32 };
 
 /* What is measured of all variants. */
 typedef struct {
   double *attention; /* [V, L, N] largest probabilities of each softmax of a sequence's attention, added up */
   float *nll, *top;  /* [V, N, S-1] losses of the next tokens; probability of the likeliest token */
+  double *growth;    /* [L, E+1, F] what each expert, the shared one last, adds to the squares of the outlier features of the
+                        model as it is, over all tokens (docs/methods.md); NULL: the model has no experts */
 } mo_ablation_measures;
+
+/* Cells of its growth. */
+int64_t mo_ablation_growth_cells(int64_t n_layers, int64_t n_experts, int64_t n_features);
 
 typedef struct {
   int64_t n_layers, n_sequences, length;
   int64_t softmaxes; /* of a token: heads, of all layers whose attention is a softmax */
   bool perplexity;   /* nll and top are measured */
+  int64_t n_experts; /* routed ones of a layer; 0: no growth is measured */
 } mo_ablation_shape;
 
 /* /ablation: a row per variant. */
@@ -54,11 +62,21 @@ typedef struct {
   int32_t variant, draw, feature;
 } mo_ablation_feature;
 
+/* /growth: a row per layer, expert and outlier feature, for every expert that a token came to. */
+typedef struct {
+  int32_t layer, expert; /* -1: the shared expert */
+  int32_t feature;
+  double growth, growth_of_layer; /* of the sum of its squares over all tokens: by the expert, by all of the layer */
+  double share;                   /* the one by the other; NaN: the layer's is 0 */
+} mo_growth_row;
+
 typedef struct {
   mo_ablation_row *rows;
   int64_t n_rows;
   mo_ablation_feature *features;
   int64_t n_features;
+  mo_growth_row *growth;
+  int64_t n_growth;
 } mo_ablation;
 
 /* Sums are taken in the order of the arrays. Free with mo_ablation_free. */

@@ -44,6 +44,14 @@ typedef struct {
   int64_t peers;    /* connections to the ranks of neighbouring blocks, where there are several ranks */
 } mo_backend_memory;
 
+/* Features whose growth by a layer's experts is followed; of the micro-batch under way. Backend memory. */
+typedef struct {
+  const int32_t *features; /* [n] */
+  int64_t n;
+  float *before, *after; /* [T, n] residual stream before and after the layer's experts */
+  float *shared;         /* [T, n] the shared expert's part */
+} mo_followed;
+
 /* Routing of one micro-batch: which rows each expert gets. Backend memory. */
 typedef struct {
   int32_t *expert; /* [T, K] chosen experts, by falling score; ties: the lower index first */
@@ -139,6 +147,9 @@ typedef struct {
   mo_status (*add)(mo_backend *backend, void *x, const void *y, int64_t count);
   /* Columns features[0..n-1] (backend memory) of x [T, H] = 0. */
   mo_status (*zero_features)(mo_backend *backend, void *x, int64_t T, int64_t H, const int32_t *features, int64_t n);
+  /* out [T, n], float32 = columns features[0..n-1] of x [T, H]. All in backend memory. */
+  mo_status (*take_features)(mo_backend *backend, const void *x, int64_t T, int64_t H, const int32_t *features,
+                             int64_t n, float *out);
   /* sums [rows] = sums over the rows of x [rows, width], in double and in an order that depends on the width alone. */
   mo_status (*row_sums)(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums);
   /* out [count] = silu(gate) * up; rounds after silu and after the product. */
@@ -160,6 +171,13 @@ typedef struct {
                            const mo_routing *routing, int64_t T, float *peaks, void *x);
   /* peaks [rows] (backend memory) = the largest |value| of each row of x [rows, width], as combine's. */
   mo_status (*row_peaks)(mo_backend *backend, const void *x, int64_t rows, int64_t width, float *peaks);
+
+  /* What experts add to the squares of features of the residual stream: growth (backend memory, double [E, n], or [E + 1, n]
+   * with the shared expert last) += over an expert's tokens, its part of the sum * (before + after). Summed in double per
+   * sequence, in an order that depends on the sequence alone, then by ascending sequence. */
+  mo_status (*expert_growth)(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                             const mo_routing *routing, int64_t B, int64_t S, const mo_followed *followed,
+                             double *growth);
 
   /* Reduce site activations x [B*S, H], which stay as they are until site_results, the next of these two calls. positions:
    * backend memory, uint64 [N, H, ceil(S/64)], bits or-ed for sequences first_sequence.. row_counts: NULL, or backend memory

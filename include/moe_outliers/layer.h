@@ -24,6 +24,8 @@ typedef struct {
       void *context);    /* after each site, when what follows is enqueued and x still as it was; NULL: not */
   const int32_t *zeroed; /* backend memory [n_zeroed]: columns of each site's tensor that are 0 for all that follows */
   int64_t n_zeroed;
+  const mo_followed *followed; /* features whose growth by the experts is followed; NULL: none */
+  double *growth;              /* of those, as expert_growth adds it up */
   float *top; /* backend memory [B*S, heads]: what attention says of its largest probabilities; NULL: not */
   /* After the experts: what the backend's expert_statistics takes; NULL: not asked for, and peaks are not looked for. */
   mo_status (*experts)(void *context, int64_t layer, const mo_routing *routing, const float *peaks,

@@ -78,6 +78,7 @@ typedef struct {
   const int64_t *start; /* [n_micro] stages at which the micro-batches of a continued run go on; NULL: at the first */
   bool perplexity;
   int64_t variants;        /* a pass of an ablation with as many variants; 0: the run itself */
+  int64_t followed;        /* of an ablation: outlier features whose growth is followed */
   bool ablates;            /* the run itself, and an ablation follows: its smallest pass must fit too */
   int64_t n_thresholds;    /* that outlier values are found by; 0: 1 */
   bool stores_activations; /* site tensors go to the file: a micro-batch of one on the host */

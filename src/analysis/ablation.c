@@ -110,6 +110,42 @@ static mo_ablation_row row_of(const mo_ablation_variant *variant, int64_t v, con
   return row;
 }
 
+int64_t mo_ablation_growth_cells(int64_t n_layers, int64_t n_experts, int64_t n_features) {
+  return n_experts ? n_layers * (n_experts + 1) * n_features : 0;
+}
+
+/* The experts of a layer; growth: its [E+1, F]. An expert to which no token came added nothing to any feature. */
+static void add_growth_of_layer(mo_ablation *tables, const mo_ablation_variant *outliers, int64_t layer,
+                                const double *growth, int64_t n_experts) {
+  int64_t n = outliers->n_features;
+  for (int64_t e = 0; e <= n_experts; e++) {
+    bool any = false;
+    for (int64_t i = 0; i < n && !any; i++) any = growth[e * n + i] != 0;
+    for (int64_t i = 0; i < n && any; i++) {
+      double of_layer = 0;
+      for (int64_t other = 0; other <= n_experts; other++) of_layer += growth[other * n + i];
+      tables->growth[tables->n_growth++] =
+          (mo_growth_row){.layer = (int32_t)layer,
+                          .expert = e < n_experts ? (int32_t)e : -1,
+                          .feature = outliers->features[i],
+                          .growth = growth[e * n + i],
+                          .growth_of_layer = of_layer,
+                          .share = of_layer == 0 ? NAN : growth[e * n + i] / of_layer};
+    }
+  }
+}
+
+static mo_status add_growth(mo_ablation *tables, const mo_ablation_variant *outliers,
+                            const mo_ablation_measures *measures, const mo_ablation_shape *shape) {
+  int64_t cells = mo_ablation_growth_cells(shape->n_layers, shape->n_experts, outliers->n_features);
+  tables->growth = mo_alloc((size_t)cells + 1, sizeof *tables->growth);
+  if (!tables->growth) return MO_FAILED;
+  for (int64_t layer = 0; layer < shape->n_layers && cells; layer++)
+    add_growth_of_layer(tables, outliers, layer, measures->growth + layer * (cells / shape->n_layers),
+                        shape->n_experts);
+  return MO_OK;
+}
+
 mo_status mo_ablation_tables(mo_ablation *tables, const mo_ablation_variant *variants, int64_t n_variants,
                              const mo_ablation_measures *measures, const mo_ablation_shape *shape) {
   int64_t n_features = 0;
@@ -127,11 +163,17 @@ mo_status mo_ablation_tables(mo_ablation *tables, const mo_ablation_variant *var
       tables->features[tables->n_features++] =
           (mo_ablation_feature){variants[v].kind, variants[v].draw, variants[v].features[i]};
   }
+  for (int64_t v = 0; v < n_variants; v++)
+    if (variants[v].kind == MO_VARIANT_FEATURES && add_growth(tables, &variants[v], measures, shape) != MO_OK) {
+      mo_ablation_free(tables);
+      return MO_FAILED;
+    }
   return MO_OK;
 }
 
 void mo_ablation_free(mo_ablation *tables) {
   free(tables->rows);
   free(tables->features);
+  free(tables->growth);
   *tables = (mo_ablation){0};
 }

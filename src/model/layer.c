@@ -201,15 +201,32 @@ static mo_status shared_expert(mo_workspace *ws, const mo_stage_weights *w, int6
   return ws->op->sigmoid_gate(ws->backend, ws->out, ws->q, T, H, 1);
 }
 
+static mo_status follow(mo_workspace *ws, const mo_followed *followed, const void *x, int64_t T, float *to) {
+  return ws->op->take_features(ws->backend, x, T, ws->spec->hidden, followed->features, followed->n, to);
+}
+
 /* x [T, H] += what the experts, and the shared one, give. The sum of the experts and the shared one rounds, as its order does
  * not matter. peaks: as in the workspace, NULL: not asked for. */
-static mo_status add_experts(mo_workspace *ws, const mo_stage_weights *w, int64_t T, float *peaks, void *x) {
+static mo_status add_experts(mo_workspace *ws, const mo_stage_weights *w, int64_t T, float *peaks,
+                             const mo_followed *followed, void *x) {
   float *shared = peaks ? peaks + T * ws->spec->moe.top_k : NULL;
   if (ws->spec->moe.shared == MO_SHARED_NONE)
     return ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, peaks, x);
   MO_TRY(shared_expert(ws, w, T, shared));
+  if (followed) MO_TRY(follow(ws, followed, ws->out, T, followed->shared));
   MO_TRY(ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, peaks, ws->out));
   return ws->op->add(ws->backend, x, ws->out, T * ws->spec->hidden);
+}
+
+static mo_status add_followed(mo_workspace *ws, const mo_stage_weights *w, int64_t T, float *peaks,
+                              const mo_layer_observer *observer, void *x) {
+  const mo_followed *followed = observer->followed;
+  if (followed) MO_TRY(follow(ws, followed, x, T, followed->before));
+  MO_TRY(add_experts(ws, w, T, peaks, followed, x));
+  if (!followed) return MO_OK;
+  MO_TRY(follow(ws, followed, x, T, followed->after));
+  return ws->op->expert_growth(ws->backend, ws->spec, ws->expert_out, &ws->routing, T / ws->S, ws->S, followed,
+                               observer->growth);
 }
 
 /* x [T, H] += what the experts, and the shared one, make of the site's tensor. */
@@ -221,7 +238,7 @@ static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w,
   if (observer->routing) MO_TRY(observer->routing(observer->context, layer, ws->counts));
   MO_TRY(ws->op->experts(ws->backend, ws->spec, w, ws->normed, &ws->routing, 0, E, ws->expert_out));
   float *peaks = observer->experts ? ws->peaks : NULL;
-  MO_TRY(add_experts(ws, w, T, peaks, x));
+  MO_TRY(add_followed(ws, w, T, peaks, observer, x));
   if (!peaks) return MO_OK;
   const float *shared = ws->spec->moe.shared == MO_SHARED_NONE ? NULL : peaks + T * ws->spec->moe.top_k;
   return observer->experts(observer->context, layer, &ws->routing, peaks, shared);

@@ -11,6 +11,7 @@ typedef struct {
   mo_comm *comm;
   int32_t *outliers;
   int64_t n_outliers;
+  int64_t n_followed; /* of them all, or 0 */
   mo_ablation_variant *variants;
   int64_t n_variants;
   mo_ablation_shape shape;
@@ -39,7 +40,8 @@ static mo_ablation_shape shape_of(const ablation *a) {
   mo_ablation_shape shape = {.n_layers = run->spec->n_layers,
                              .n_sequences = run->tokens->n_sequences,
                              .length = run->tokens->length,
-                             .perplexity = run->config->analysis.perplexity};
+                             .perplexity = run->config->analysis.perplexity,
+                             .n_experts = run->spec->moe.experts};
   for (int64_t layer = 0; layer < run->spec->n_layers; layer++)
     if (run->spec->layers[layer].mixer == MO_MIXER_ATTENTION) shape.softmaxes += run->spec->attention.heads;
   return shape;
@@ -50,28 +52,37 @@ static mo_status prepare(ablation *a) {
   a->shape = shape_of(a);
   MO_TRY(mo_ablation_choose(&a->variants, &a->n_variants, a->outliers, a->n_outliers, run->spec->hidden,
                             run->config->analysis.ablate_draws, run->config->analysis.seed));
+  a->n_followed = a->shape.n_experts ? a->n_outliers : 0;
   int64_t rows = a->n_variants * a->shape.n_sequences, predictions = rows * (a->shape.length - 1);
-  a->n_words = rows * a->shape.n_layers + predictions; /* two float32 numbers a word */
+  int64_t growth = mo_ablation_growth_cells(a->shape.n_layers, a->shape.n_experts, a->n_outliers);
+  a->n_words = rows * a->shape.n_layers + growth + predictions; /* two float32 numbers a word */
   a->words = mo_alloc((size_t)a->n_words, sizeof *a->words);
   if (!a->words) return MO_FAILED;
   a->measures.attention = (double *)a->words;
-  a->measures.nll = (float *)(a->words + rows * a->shape.n_layers);
+  a->measures.growth = a->measures.attention + rows * a->shape.n_layers;
+  a->measures.nll = (float *)(a->measures.growth + growth);
   a->measures.top = a->measures.nll + predictions;
   return MO_OK;
 }
 
 /* --- a pass --- */
 
-/* For as many of the variants that are left as the memory holds at the same time. */
-static mo_status make_plan(mo_plan *plan, const ablation *a, int64_t left) {
+/* For as many of the variants that are left as the memory holds at the same time; without what the growth takes where even
+ * one does not fit with it: the run's own plan made sure of no more. */
+static mo_status make_plan(mo_plan *plan, ablation *a, int64_t left) {
   mo_run_plan_job job = a->job->plan;
-  mo_status status = MO_OK;
-  for (job.variants = left; job.variants > 0; job.variants--) {
-    status = mo_run_plan(plan, &job);
-    if (status != MO_INVALID || job.variants == 1) break;
+  mo_status status = MO_INVALID;
+  for (job.variants = left; job.variants > 0 && status == MO_INVALID; job.variants--) {
+    job.followed = a->n_followed;
     mo_error_clear();
+    status = mo_run_plan(plan, &job);
   }
-  return mo_comm_join(a->comm, status);
+  if (status != MO_INVALID || a->n_followed == 0) return mo_comm_join(a->comm, status);
+  a->n_followed = 0;
+  if (is_root(a))
+    fprintf(stderr, "moe-outliers: note: /growth stays empty: it does not fit in %.6g GB beside the model\n",
+            1e-9 * (double)job.memory_bytes);
+  return make_plan(plan, a, left);
 }
 
 static mo_status open_pass(pass_state *p, const ablation *a, int64_t first) {
@@ -81,6 +92,8 @@ static mo_status open_pass(pass_state *p, const ablation *a, int64_t first) {
                                .plan = &p->plan,
                                .variants = a->variants,
                                .first_variant = first,
+                               .followed = a->variants[1].features,
+                               .n_followed = first == 0 ? a->n_followed : 0,
                                .measures = &a->measures};
   p->stages = mo_alloc((size_t)p->plan.n_stages, sizeof *p->stages);
   p->timing = mo_alloc((size_t)p->plan.n_stages, sizeof *p->timing);
@@ -105,7 +118,9 @@ static mo_status open_pass(pass_state *p, const ablation *a, int64_t first) {
 
 static mo_status compute_pass(pass_state *p, const ablation *a, int64_t first) {
   MO_TRY(mo_comm_join(a->comm, open_pass(p, a, first)));
+  mo_comm_heed_stop(a->comm, true);
   MO_TRY(mo_comm_join(a->comm, mo_engine_run(p->engine, NULL, &p->n_timing)));
+  mo_comm_heed_stop(a->comm, false);
   return mo_comm_join(a->comm, mo_ablation_pass_finish(p->pass));
 }
 
@@ -139,7 +154,7 @@ static void note_pass(const ablation *a, int64_t first, int64_t variants) {
 }
 
 /* *first: the variants before it are done. */
-static mo_status run_pass(const ablation *a, int64_t *first) {
+static mo_status run_pass(ablation *a, int64_t *first) {
   pass_state p = {0};
   MO_TRY(make_plan(&p.plan, a, a->n_variants - *first));
   note_pass(a, *first, p.plan.variants);

@@ -14,6 +14,8 @@ typedef struct {
   const mo_plan *plan;
   const mo_ablation_variant *variants;  /* all */
   int64_t first_variant;                /* of the pass */
+  const int32_t *followed;              /* [n_followed] features whose growth is measured in the model as it is */
+  int64_t n_followed;                   /* 0: not in this pass */
   const mo_ablation_measures *measures; /* a rank fills in what it computes, the rest stays as it is */
 } mo_ablation_pass_job;
 
@@ -23,8 +25,8 @@ MO_CHECKED mo_status mo_ablation_pass_open(mo_ablation_pass **pass, const mo_abl
 /* NULL is allowed. */
 void mo_ablation_pass_close(mo_ablation_pass *pass);
 
-/* Before a layer: what is zeroed, and where largest probabilities go. */
-void mo_ablation_pass_prepare(const mo_ablation_pass *pass, int64_t micro, mo_layer_observer *observer);
+/* Before a layer: what is zeroed and followed, and where largest probabilities go. */
+void mo_ablation_pass_prepare(const mo_ablation_pass *pass, int64_t micro, int64_t layer, mo_layer_observer *observer);
 /* After a layer: add them up. */
 MO_CHECKED mo_status mo_ablation_pass_layer(const mo_ablation_pass *pass, int64_t micro, int64_t layer);
 /* Where the losses and probabilities of a micro-batch's next tokens go. */

@@ -156,7 +156,7 @@ static mo_status compute_layer(engine *e, int64_t layer, void *x) {
   if (e->job->config->analysis.experts) observer.experts = on_experts;
   if (!pass) return mo_layer_forward(e->workspace, layer, e->weights[layer + 1], x, B, &observer);
   observer = (mo_layer_observer){.context = e, .site = on_site_of_pass};
-  mo_ablation_pass_prepare(pass, e->micro, &observer);
+  mo_ablation_pass_prepare(pass, e->micro, layer, &observer);
   MO_TRY(mo_layer_forward(e->workspace, layer, e->weights[layer + 1], x, B, &observer));
   return mo_ablation_pass_layer(pass, e->micro, layer);
 }

@@ -1,3 +1,4 @@
+#include "moe_outliers/ablation.h"
 #include "moe_outliers/plan.h"
 
 #include <stdlib.h>
@@ -21,7 +22,7 @@ static mo_status fill_costs(mo_plan *plan, const mo_plan_request *request) {
 /* --- memory --- */
 
 /* What a pass of an ablation keeps for what it measures, in place of the positions hit: largest probabilities of a micro-batch, their
- * sums, zeroed features; on the host losses and probabilities of the next tokens. */
+ * sums, zeroed features, followed features and their growth; on the host losses and probabilities of the next tokens. */
 static void fill_memory_of_variants(mo_plan *plan, const mo_plan_request *request) {
   const mo_model_spec *spec = request->spec;
   int64_t cells = spec->n_layers * plan->n_sequences, blocks = request->variants + 2;
@@ -29,7 +30,9 @@ static void fill_memory_of_variants(mo_plan *plan, const mo_plan_request *reques
   plan->position_bytes = 0;
   plan->workspace_bytes += plan->micro_batch * plan->length * spec->attention.heads * (int64_t)sizeof(float);
   plan->workspace_bytes += request->variants * (cells * 8 + spec->hidden * 4) + blocks * 256;
-  plan->statistics_bytes += request->variants * (cells + plan->n_sequences * plan->length) * 8;
+  int64_t growth = mo_ablation_growth_cells(spec->n_layers, spec->moe.experts, request->followed);
+  if (growth) plan->workspace_bytes += growth * 8 + plan->micro_batch * plan->length * request->followed * 3 * 4 + 3 * 256;
+  plan->statistics_bytes += (request->variants * (cells + plan->n_sequences * plan->length) + growth) * 8;
 }
 
 static void fill_memory(mo_plan *plan, const mo_plan_request *request) {
@@ -96,6 +99,7 @@ static int64_t ablation_bytes(const mo_plan *plan, const mo_plan_request *reques
   mo_plan_request one = *request;
   if (!request->ablates) return 0;
   one.variants = 1;
+  one.followed = MO_ABLATION_EXPECTED_FEATURES;
   one.stores_activations = false;
   fill_memory(&pass, &one);
   int64_t more = mo_plan_memory_beside(&pass) - mo_plan_memory_beside(plan);

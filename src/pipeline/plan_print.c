@@ -67,6 +67,7 @@ static mo_status plan_ablation(mo_plan_overview *o, mo_plan_request request) {
   mo_status status = MO_INVALID;
   o->n_variants = 2 + o->config->analysis.ablate_draws;
   request.ablates = request.stores_activations = false;
+  request.followed = MO_ABLATION_EXPECTED_FEATURES;
   for (request.variants = o->n_variants; request.variants > 0 && status == MO_INVALID; request.variants--) {
     mo_error_clear();
     status = mo_plan_make(&o->pass, &request);

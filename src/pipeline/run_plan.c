@@ -75,6 +75,7 @@ mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job) {
       .start = job->start,
       .perplexity = config->analysis.perplexity,
       .variants = job->variants,
+      .followed = job->followed,
       .ablates = !job->variants && config->analysis.ablate == MO_ABLATE_FEATURES,
       .n_thresholds = config->analysis.n_thresholds,
       .stores_activations = !job->variants && (config->output.all_activations || config->output.n_activations),

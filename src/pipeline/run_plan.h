@@ -22,6 +22,7 @@ typedef struct {
   int readers;          /* threads that load weights */
   const int64_t *start; /* [n_micro] stages at which the micro-batches of a continued run go on, else NULL */
   int64_t variants;     /* a pass of the ablation, in the memory that the run's plan found; 0: the run itself */
+  int64_t followed; /* by it: outlier features */
   int64_t memory_bytes;
 } mo_run_plan_job;
 

@@ -169,6 +169,19 @@ static mo_status read_whole(const mo_h5_file *file, const mo_table *table, const
   return mo_table_cursor_close(&cursor, status);
 }
 
+/* Of a model with experts; not in older files. */
+static mo_status read_growth(mo_results_file *read, const mo_h5_file *file) {
+  int64_t experts = read->n_experts > 0 ? read->n_experts + 1 : 0;
+  void *rows = NULL;
+  htri_t exists = H5Lexists(file->id, "growth", H5P_DEFAULT);
+  if (exists < 0) return mo_h5_fail(file, "read", "/growth");
+  if (!exists) return MO_OK;
+  mo_status status = read_whole(file, &mo_table_growth, "/growth", read->n_layers * experts * read->hidden_size, &rows,
+                                &read->ablation.n_growth);
+  read->ablation.growth = rows;
+  return status;
+}
+
 /* Present if the run was asked for it. */
 static mo_status read_ablation(mo_results_file *read, const mo_h5_file *file) {
   mo_ablation *ablation = &read->ablation;
@@ -183,7 +196,7 @@ static mo_status read_ablation(mo_results_file *read, const mo_h5_file *file) {
     status = read_whole(file, &mo_table_ablation_features, "/ablation_features",
                         MO_ABLATION_MOST_VARIANTS * read->hidden_size, &features, &ablation->n_features);
   ablation->features = features;
-  return status;
+  return status == MO_OK ? read_growth(read, file) : status;
 }
 
 static mo_status read_scalar(const mo_h5_file *file, const char *name, hid_t memory_type, void *value) {

@@ -203,6 +203,21 @@ const mo_table mo_table_ablation_features =
     TABLE(mo_ablation_feature, ablation_features,
           "Features that are zeroed in the variants of /ablation, in its order, then ascending");
 
+#define COL(...) COLUMN(mo_growth_row, __VA_ARGS__)
+static const mo_column growth[] = {
+    COL(I32, layer, NULL, "decoder layer, from 0"),
+    COL(I32, expert, NULL, "-1: the shared expert"),
+    COL(I32, feature, NULL, "hidden dimension"),
+    COL(F64, growth, NULL, "what the expert adds to the sum of the feature's squares in the residual stream over all tokens"),
+    COL(F64, growth_of_layer, NULL, "what all experts of the layer add to it"),
+    COL(F64, share, NULL, "growth over growth_of_layer; NaN: that is 0"),
+};
+#undef COL
+const mo_table mo_table_growth =
+    TABLE(mo_growth_row, growth,
+          "Growth of the outlier features by the experts, in the model as it is: a row per layer, expert and feature; an "
+          "expert that adds nothing has none");
+
 #define COL(...) COLUMN(mo_summary, __VA_ARGS__)
 static const mo_column summary[] = {
     COL(I64, outlier_features, NULL, "features that qualify as outlier features in the pooled analysis"),

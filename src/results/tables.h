@@ -46,6 +46,7 @@ extern const mo_table mo_table_top_values;        /* mo_top_value */
 extern const mo_table mo_table_timing;            /* mo_timing_row */
 extern const mo_table mo_table_ablation;          /* mo_ablation_row */
 extern const mo_table mo_table_ablation_features; /* mo_ablation_feature */
+extern const mo_table mo_table_growth;            /* mo_growth_row */
 extern const mo_table mo_table_summary;           /* mo_summary: each column a scalar dataset of its own */
 
 /* Where the tables of a threshold that is not the first lie: "/thresholds/5", the shortest number that reads back as it. */

@@ -106,14 +106,18 @@ static mo_status create_tables(const mo_results *results, const char *part, cons
 static mo_status create_ablation(const mo_results *results) {
   const mo_ablation *ablation = results->ablation;
   MO_TRY(mo_table_create(&results->file, &mo_table_ablation, "/ablation", ablation->n_rows));
-  return mo_table_create(&results->file, &mo_table_ablation_features, "/ablation_features", ablation->n_features);
+  MO_TRY(mo_table_create(&results->file, &mo_table_ablation_features, "/ablation_features", ablation->n_features));
+  if (results->n_experts == 0) return MO_OK;
+  return mo_table_create(&results->file, &mo_table_growth, "/growth", ablation->n_growth);
 }
 
 static mo_status write_ablation(const mo_results *results) {
   const mo_ablation *ablation = results->ablation;
   MO_TRY(mo_table_write(&results->file, &mo_table_ablation, "/ablation", 0, ablation->n_rows, ablation->rows));
-  return mo_table_write(&results->file, &mo_table_ablation_features, "/ablation_features", 0, ablation->n_features,
-                        ablation->features);
+  MO_TRY(mo_table_write(&results->file, &mo_table_ablation_features, "/ablation_features", 0, ablation->n_features,
+                        ablation->features));
+  if (results->n_experts == 0) return MO_OK;
+  return mo_table_write(&results->file, &mo_table_growth, "/growth", 0, ablation->n_growth, ablation->growth);
 }
 
 static mo_status create_summary(const mo_results *results, const char *part) {

@@ -107,7 +107,7 @@ static void tables_are_means(void **state) {
     nll[i] = (float)i;
     top[i] = (float)i / 32;
   }
-  const mo_ablation_measures measures = {attention, nll, top};
+  const mo_ablation_measures measures = {attention, nll, top, NULL};
   mo_ablation_shape shape = {.n_layers = 2, .n_sequences = 2, .length = 4, .softmaxes = 10, .perplexity = true};
   mo_ablation_variant *variants;
   mo_ablation tables;
@@ -138,6 +138,35 @@ static void tables_are_means(void **state) {
   mo_ablation_variants_free(variants, n);
 }
 
+/* Two layers of three experts and a shared one: the dead have no row, and what a layer as a whole does not add has no share. */
+static void growth_has_shares(void **state) {
+  (void)state;
+  static const int32_t outliers[] = {9, 2};
+  static const int32_t want[][3] = {{0, 0, 2}, {0, 0, 9}, {0, 2, 2}, {0, 2, 9}, {1, 1, 2}, {1, 1, 9}, {1, -1, 2}, {1, -1, 9}};
+  static const double shares[] = {0.25, NAN, 0.75, NAN, 1.5, 0, -0.5, 1};
+  double attention[3 * 2] = {0}; /* [V, L, N] */
+  double growth[2 * 4 * 2] = {1, 5, 0, 0, 3, -5, 0, 0, 0, 0, 6, 0, 0, 0, -2, 8}; /* [L, E+1, F] */
+  const mo_ablation_measures measures = {attention, NULL, NULL, growth};
+  const mo_ablation_shape shape = {.n_layers = 2, .n_sequences = 1, .length = 1, .n_experts = 3};
+  mo_ablation_variant *variants;
+  mo_ablation tables;
+  int64_t n;
+  ok(mo_ablation_choose(&variants, &n, outliers, 2, 16, 1, 0));
+  ok(mo_ablation_tables(&tables, variants, n, &measures, &shape));
+  assert_int_equal(tables.n_growth, 8);
+  for (int i = 0; i < 8; i++) {
+    const mo_growth_row *row = &tables.growth[i];
+    assert_int_equal(row->layer, want[i][0]);
+    assert_int_equal(row->expert, want[i][1]);
+    assert_int_equal(row->feature, want[i][2]);
+    assert_true(isnan(shares[i]) ? isnan(row->share) : row->share == shares[i]);
+  }
+  assert_true(tables.growth[0].growth == 1 && tables.growth[0].growth_of_layer == 4);
+  assert_true(tables.growth[7].growth == 8 && tables.growth[7].growth_of_layer == 8);
+  mo_ablation_free(&tables);
+  mo_ablation_variants_free(variants, n);
+}
+
 static void names(void **state) {
   (void)state;
   assert_string_equal(mo_variant_name(MO_VARIANT_INTACT), "INTACT");
@@ -150,6 +179,7 @@ int main(void) {
       cmocka_unit_test(draws_are_of_others),   cmocka_unit_test(draws_are_even),
       cmocka_unit_test(draws_follow_the_seed), cmocka_unit_test(fewer_others_than_outliers),
       cmocka_unit_test(tables_are_means),      cmocka_unit_test(names),
+      cmocka_unit_test(growth_has_shares),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -380,6 +380,95 @@ static void a_layer_equals_loops_over_tokens(void **state) {
   expect_close("mixture", result(out, T * H), want, T * H, (closeness){.ulps = 1, .unequal = 0.1, .slack = slack});
 }
 
+/* --- growth of features --- */
+
+typedef struct {
+  int64_t B, S, n;
+  const int32_t *features;
+  const double *rows;              /* [R, H] of the experts */
+  float *before, *after, *shared;  /* [T, n] */
+} growth_case;
+
+static double grown(const growth_case *g, int64_t t, int64_t i, double part) {
+  return part * ((double)g->before[t * g->n + i] + (double)g->after[t * g->n + i]);
+}
+
+/* *magnitude: of the parts added up. */
+static double naive_growth(const scene *s, const growth_case *g, const int32_t *chosen, int64_t e, int64_t i,
+                           double *magnitude) {
+  double sum = 0;
+  *magnitude = 0;
+  for (int64_t t = 0; t < s->c.T; t++)
+    for (int64_t j = 0; j < (e < s->c.E ? s->c.K : 1); j++) {
+      int64_t k = t * s->c.K + j;
+      if (e < s->c.E && chosen[k] != e) continue;
+      double part = e < s->c.E ? (double)s->weight[k] * g->rows[s->place[k] * s->c.H + g->features[i]]
+                               : (double)g->shared[t * g->n + i];
+      sum += grown(g, t, i, part);
+      *magnitude += fabs(grown(g, t, i, part));
+    }
+  return sum;
+}
+
+static float *random_floats(int64_t n) {
+  float *x = host_memory(n, sizeof *x);
+  for (int64_t i = 0; i < n; i++) x[i] = (float)uniform(-30, 30);
+  return x;
+}
+
+/* Against loops; a second call adds the same again. */
+static void check_growth(moe_case c, growth_case g, mo_shared_kind shared) {
+  scene s;
+  open_scene(&s, c);
+  s.spec.moe.shared = shared;
+  int64_t T = c.T, K = c.K, n = g.n, cells = (c.E + (shared != MO_SHARED_NONE)) * n;
+  size_t floats = (size_t)(T * n) * sizeof(float);
+  int32_t *chosen = random_choices(&s.c);
+  double *rows;
+  const void *out = random_activations(T * K * c.H, 2, &rows);
+  given_routing(&s, chosen);
+  s.weight = random_floats(T * K);
+  s.routing.weight = uploaded(s.weight, (size_t)(T * K) * sizeof(float));
+  g.rows = rows;
+  g.before = random_floats(T * n), g.after = random_floats(T * n), g.shared = random_floats(T * n);
+  mo_followed there = {uploaded(g.features, (size_t)n * sizeof(int32_t)), n, uploaded(g.before, floats),
+                       uploaded(g.after, floats), uploaded(g.shared, floats)};
+  double *zeros = doubles(cells), *growth = uploaded(zeros, (size_t)cells * sizeof *zeros);
+  ok(op->expert_growth(be, &s.spec, out, &s.routing, g.B, g.S, &there, growth));
+  const double *got = downloaded(growth, (size_t)cells * sizeof *got);
+  for (int64_t cell = 0; cell < cells; cell++) {
+    double magnitude, want = naive_growth(&s, &g, chosen, cell / n, cell % n, &magnitude);
+    assert_true(fabs(got[cell] - want) <= 1e-12 * magnitude);
+  }
+  ok(op->expert_growth(be, &s.spec, out, &s.routing, g.B, g.S, &there, growth));
+  const double *twice = downloaded(growth, (size_t)cells * sizeof *twice);
+  for (int64_t cell = 0; cell < cells; cell++) assert_true(twice[cell] == 2 * got[cell]);
+}
+
+static void growth_of_features(void **state) {
+  (void)state;
+  static const int32_t features[] = {30, 0, 7, 8, 12};
+  check_growth((moe_case){.T = 53, .E = 8, .K = 4, .H = 31}, (growth_case){.B = 1, .S = 53, .n = 5, .features = features},
+               MO_SHARED_NONE);
+  check_growth((moe_case){.T = 700, .E = 3, .K = 2, .H = 64}, (growth_case){.B = 7, .S = 100, .n = 3, .features = features},
+               MO_SHARED_PLAIN);
+  check_growth((moe_case){.T = 41, .E = 300, .K = 3, .H = 32}, (growth_case){.B = 41, .S = 1, .n = 1, .features = features},
+               MO_SHARED_GATED); /* most are dead */
+  check_growth((moe_case){.T = 1, .E = 2, .K = 1, .H = 31}, (growth_case){.B = 1, .S = 1, .n = 2, .features = features},
+               MO_SHARED_NONE);
+}
+
+static void features_taken(void **state) {
+  (void)state;
+  static const int32_t features[] = {36, 0, 17};
+  double *x;
+  const void *values = random_activations(29 * 37, 2, &x);
+  float *out = device_memory(29 * 3 * sizeof *out);
+  ok(op->take_features(be, values, 29, 37, uploaded(features, sizeof features), 3, out));
+  const float *got = downloaded(out, 29 * 3 * sizeof *got);
+  for (int i = 0; i < 29 * 3; i++) assert_true(got[i] == x[i / 3 * 37 + features[i % 3]]);
+}
+
 int main(int argc, char **argv) {
   int skipped = choose_backend(argc, argv);
   if (skipped) return skipped;
@@ -389,6 +478,7 @@ int main(int argc, char **argv) {
       VARIANTS(experts_of_many_rows),          VARIANTS(fused_experts_with_biases),
       VARIANTS(combine_in_order_of_expert),    VARIANTS(a_layer_equals_loops_over_tokens),
       VARIANTS(peaks_of_rows),                 VARIANTS(statistics_of_experts),
+      VARIANTS(growth_of_features),            VARIANTS(features_taken),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

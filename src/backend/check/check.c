@@ -229,6 +229,26 @@ static mo_status check_zero_features(mo_backend *backend, void *x, int64_t T, in
   return unchanged(&w, mo_backend_cpu.zero_features(inner(backend), x, T, H, features, n), "zero_features");
 }
 
+static mo_status check_take_features(mo_backend *backend, const void *x, int64_t T, int64_t H, const int32_t *features,
+                                     int64_t n, float *out) {
+  witness w;
+  MO_TRY(keep(&w, x, T * H));
+  poison(out, T * n);
+  mo_status status =
+      unchanged(&w, mo_backend_cpu.take_features(inner(backend), x, T, H, features, n, out), "take_features");
+  return written(out, T * n, status, "take_features");
+}
+
+static mo_status check_expert_growth(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
+                                     const mo_routing *routing, int64_t B, int64_t S, const mo_followed *followed,
+                                     double *growth) {
+  witness w;
+  MO_TRY(keep(&w, expert_out, B * S * spec->moe.top_k * spec->hidden));
+  return unchanged(
+      &w, mo_backend_cpu.expert_growth(inner(backend), spec, expert_out, routing, B, S, followed, growth),
+      "expert_growth");
+}
+
 static mo_status check_row_sums(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums) {
   witness w;
   MO_TRY(keep(&w, x, rows * width));
@@ -427,6 +447,8 @@ const mo_backend_table mo_backend_check = {
     .norm_rope = check_norm_rope,
     .attention = check_attention,
     .zero_features = check_zero_features,
+    .take_features = check_take_features,
+    .expert_growth = check_expert_growth,
     .row_sums = check_row_sums,
     .add = check_add,
     .glu = check_glu,

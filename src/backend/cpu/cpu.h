@@ -116,6 +116,9 @@ mo_status cpu_norm_rope(mo_backend *, const mo_model_spec *, const mo_weight *, 
 mo_status cpu_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_weight *, const void *, const void *,
                         const void *, int64_t, int64_t, void *, float *);
 mo_status cpu_zero_features(mo_backend *, void *, int64_t, int64_t, const int32_t *, int64_t);
+mo_status cpu_take_features(mo_backend *, const void *, int64_t, int64_t, const int32_t *, int64_t, float *);
+mo_status cpu_expert_growth(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, int64_t,
+                            const mo_followed *, double *);
 mo_status cpu_row_sums(mo_backend *, const float *, int64_t, int64_t, double *);
 mo_status cpu_add(mo_backend *, void *, const void *, int64_t);
 mo_status cpu_glu(mo_backend *, const void *, const void *, int64_t, void *);

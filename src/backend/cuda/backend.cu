@@ -275,6 +275,8 @@ static mo_backend_table make_table(void) {
   t.delta_rule = cuda_delta_rule;
   t.delta_norm = cuda_delta_norm;
   t.zero_features = cuda_zero_features;
+  t.take_features = cuda_take_features;
+  t.expert_growth = cuda_expert_growth;
   t.row_sums = cuda_row_sums;
   t.add = cuda_add;
   t.glu = cuda_glu;

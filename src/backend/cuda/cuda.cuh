@@ -183,6 +183,9 @@ mo_status cuda_attention(mo_backend *, const mo_model_spec *, int64_t, const mo_
 mo_status cuda_add(mo_backend *, void *, const void *, int64_t);
 mo_status cuda_glu(mo_backend *, const void *, const void *, int64_t, void *);
 mo_status cuda_zero_features(mo_backend *, void *, int64_t, int64_t, const int32_t *, int64_t);
+mo_status cuda_take_features(mo_backend *, const void *, int64_t, int64_t, const int32_t *, int64_t, float *);
+mo_status cuda_expert_growth(mo_backend *, const mo_model_spec *, const void *, const mo_routing *, int64_t, int64_t,
+                             const mo_followed *, double *);
 mo_status cuda_row_sums(mo_backend *, const float *, int64_t, int64_t, double *);
 mo_status cuda_split(mo_backend *, const void *, int64_t, int64_t, int64_t, void *, void *);
 mo_status cuda_sigmoid_gate(mo_backend *, void *, const void *, int64_t, int64_t, int64_t);
