@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # What gpu.sh and stream.sh share; sourced by them. They set: script (their name), work (folder of the outputs), bin,
 # python, step_limit_s. It sets: failures.
 : "${script:?}"

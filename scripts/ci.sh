@@ -22,7 +22,7 @@ fi
 
 if command -v shellcheck >/dev/null; then
   say "shell scripts"
-  grep -rlE '^#!.*\bbash|^# shellcheck shell=bash' scripts bench slurm .ci | tr '\n' '\0' | xargs -0 shellcheck -x
+  grep -rlE '^#!.*\bbash|^# shellcheck shell=bash' scripts bench slurm containers .ci | tr '\n' '\0' | xargs -0 shellcheck -x
 else
   say "shell scripts: skipped, needs shellcheck (apt-get install shellcheck)"
 fi

@@ -12,6 +12,7 @@ typedef enum { MO_DEVICE_AUTO, MO_DEVICE_CPU, MO_DEVICE_CUDA, MO_DEVICE_CHECK } 
 typedef enum { MO_PRECISION_BF16, MO_PRECISION_FP32 } mo_precision;
 typedef enum { MO_ABLATE_NONE, MO_ABLATE_FEATURES } mo_ablate_choice;
 typedef enum { MO_PARTITION_AUTO, MO_PARTITION_CONTIGUOUS, MO_PARTITION_INTERLEAVED } mo_partition_kind;
+typedef enum { MO_TOGETHER_AUTO, MO_TOGETHER_ON, MO_TOGETHER_OFF } mo_together; /* through MPI-IO, or in turns */
 
 enum { MO_MOST_THRESHOLDS = 8 };
 
@@ -59,6 +60,7 @@ typedef struct {
     int64_t *activations; /* layer numbers whose site tensors are stored, sorted, distinct */
     int64_t n_activations;
     bool overwrite;
+    mo_together mpi_io; /* how several ranks write the result */
   } output;
   struct {
     int64_t gpus;       /* 0 = not given */

@@ -24,6 +24,9 @@ typedef struct {
 MO_CHECKED mo_status mo_devices_choose(mo_comm *comm, mo_device_choice choice, const mo_backend_table **table,
                                        int *device);
 
+/* What this rank says of itself; without a CUDA backend it sees no GPU. Local. */
+MO_CHECKED mo_status mo_devices_describe(const mo_comm *comm, mo_rank_device *self);
+
 /* The verdict on what n ranks, in order, said of themselves; choice: auto or cuda. *gpus: whether they use GPUs. */
 MO_CHECKED mo_status mo_devices_check(mo_device_choice choice, const mo_rank_device *ranks, int n, bool *gpus);
 

@@ -24,6 +24,7 @@ typedef struct {
   mo_cpus allowed;
   double quota;   /* cores' worth of time that the control group gets; 0: no limit */
   int64_t memory; /* bytes that can be had without swapping, within the control group's limit; 0: unknown */
+  int64_t limit;  /* of the control group and those around it: the smallest; 0: none */
 } mo_machine;
 
 /* Read from root/proc and root/sys (root "": this machine). What cannot be read counts as no limit. */

@@ -12,6 +12,7 @@
 #include "moe_outliers/ablation.h"
 #include "moe_outliers/analysis.h"
 #include "moe_outliers/comm.h"
+#include "moe_outliers/config.h"
 #include "moe_outliers/status.h"
 #include "moe_outliers/tokens.h"
 
@@ -25,6 +26,7 @@ typedef struct {
   double threshold, min_layer_fraction, min_position_fraction, systematic_fraction;
   mo_bootstrap bootstrap;
   int64_t parameters, active_parameters, experts_per_token; /* of the model; experts_per_token 0: no layer routes */
+  const char *dataset; /* what the token file says of its text; NULL: nothing. Rank 0's counts */
 } mo_results_header;
 
 /* /timing: per rank and stage. layer: -1 embedding, 0..L-1, L the head. */
@@ -42,13 +44,26 @@ MO_CHECKED mo_status mo_results_check_path(const char *path, bool overwrite);
 
 /* Create PATH.partial with root attributes (complete = 0), /tokens, and the empty /activations datasets of the layers
  * in activation_layers (sorted; written later), with storage reserved for them: a disk too small is found here.
- * Collective; every rank passes the same arguments. On failure *results is NULL and no file is left. */
-MO_CHECKED mo_status mo_results_create(mo_results **results, const char *path, mo_comm *comm,
+ * Collective; every rank passes the same arguments. On failure *results is NULL and no file is left.
+ *
+ * Several ranks write the file together through MPI-IO, or in turns with plain calls of the file system: that is found
+ * out by a trial (mpi_io.h) if `together` is auto. Either way the file has the same contents. A folder that the ranks
+ * do not share is MO_INVALID. */
+MO_CHECKED mo_status mo_results_create(mo_results **results, const char *path, mo_comm *comm, mo_together together,
                                        const mo_results_header *header, const mo_tokens *tokens,
                                        const int64_t *activation_layers, int64_t n_activation_layers);
 
+/* Why the ranks write in turns though they were not told to; NULL: they do not. Owned by the results. */
+const char *mo_results_obstacle(const mo_results *results);
+
+/* Where the ranks write in turns, activations can only be stored when it is this rank's: mo_results_write then calls
+ * `give`, which passes all of this rank's layers to mo_results_write_activations again. To be set if there are any.
+ * Local. */
+void mo_results_set_activations(mo_results *results, mo_status (*give)(void *context, mo_results *results),
+                                void *context);
+
 /* Store site activations of sequences first_sequence .. +n_sequences-1: values float32 [B, S, H]. Independent: only the
- * layer's owner calls it. */
+ * layer's owner calls it. In turns: nothing happens before this rank's. */
 MO_CHECKED mo_status mo_results_write_activations(mo_results *results, int64_t layer, mo_site site,
                                                   int64_t first_sequence, int64_t n_sequences, const float *values);
 
@@ -83,6 +98,7 @@ void mo_results_discard(mo_results *results);
 /* --- reading, for report --- */
 typedef struct {
   char *path, *model_name, *architecture, *precision, *device, *started, *finished;
+  char *dataset; /* "": the file does not say */
   int64_t n_layers, hidden_size, n_sequences, sequence_length, n_ranks;
   int64_t n_experts, experts_per_token, parameters, active_parameters; /* -1: the file is older and does not say */
   mo_criteria criteria;                                                /* NaN likewise, but for the threshold */
@@ -97,7 +113,9 @@ typedef struct {
   mo_ablation ablation; /* empty if there was none */
 } mo_results_file;
 
-/* Read a finished result file. Not HDF5, another format or version, incomplete, missing parts: MO_INVALID. Serial. */
+/* Read a finished result file. Not HDF5, another format or version, incomplete, missing parts, so damaged that HDF5
+ * crashes or never ends: MO_INVALID. Serial; to be called while no other thread is at work and the file is not open, as a
+ * child process tries to read it first. */
 MO_CHECKED mo_status mo_results_read(mo_results_file *file, const char *path);
 void mo_results_file_free(mo_results_file *file);
 

@@ -1,4 +1,5 @@
-/* The token file: HDF5, dataset /tokens int32 [n, length]; its attributes (tokenizer, dataset, split, created) are not read. */
+/* The token file: HDF5, dataset /tokens int32 [n, length]; of its attributes (tokenizer, dataset, split, created) only
+ * `dataset` is read. */
 #ifndef MOE_OUTLIERS_TOKENS_H
 #define MOE_OUTLIERS_TOKENS_H
 
@@ -17,6 +18,11 @@ typedef struct {
  * Local (serial HDF5 access; every rank may call it). Caller frees with mo_tokens_free. */
 MO_CHECKED mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int64_t n_sequences,
                                     int64_t length, int64_t vocab);
+
+/* The attribute `dataset` of /tokens: what its author says of the text. It is a note, which no run depends on: NULL if
+ * the file has none, or none that can be read. malloc'ed. To be called while no other thread is at work and the file is
+ * not open: a child process tries to read it first. */
+char *mo_tokens_dataset(const char *path);
 
 /* Random ids within the vocabulary instead: a function of seed, sequence (skip counts) and position alone. */
 MO_CHECKED mo_status mo_tokens_synthetic(mo_tokens *tokens, uint64_t seed, int64_t skip, int64_t n_sequences,

@@ -13,6 +13,7 @@ static const char PROGRAM[] =
     "Commands:\n"
     "  run CONFIG               analyse a model; alone, or on several ranks with mpirun or srun\n"
     "  plan CONFIG              parameters, bytes, partition and memory of a run, without its weights\n"
+    "  doctor [CONFIG]          what is wrong with ranks, machines and files, before a run; started like run\n"
     "  report FILE.h5...        print result files, one or several side by side\n"
     "  export FILE.h5 -o DIR    write a result as the reference implementation's JSON files\n"
     "  synth CONFIG.json -o DIR write a random checkpoint of given shapes\n"
@@ -76,6 +77,26 @@ static const char PLAN[] =
     "  moe-outliers plan configs/demo.cfg --gpus 4\n"
     "  moe-outliers plan configs/06_glm_45_air.cfg --gpus 2 --vram 80 --bandwidth 7 --json\n";
 
+static const char DOCTOR[] =
+    "Usage: moe-outliers doctor [CONFIG] [--patience SECONDS] [-s section.key=value]...\n"
+    "Looks, in seconds, at what a run of CONFIG would need: how the ranks were started, their GPUs, cores, network and\n"
+    "memory, the checkpoint and the tokens, the output folder, MPI-IO and locks there, and room. Start it as you would\n"
+    "start run, on the same nodes. Without CONFIG it looks at the ranks, the machines and the working directory.\n"
+    "\n"
+    "Each line is ok, note (good to know) or fault (the run would fail, or be much slower), with what to do; the last two\n"
+    "are the verdict and the line to start the run with. Nothing is left behind.\n"
+    "\n"
+    "Options:\n"
+    "      --patience SECONDS        a step that takes longer is a fault and ends the program (default 30)\n"
+    "  -s, --set section.key=value   replace one value of the config\n"
+    "  -h, --help                    this text\n"
+    "\n"
+    "Exit status: 0 no fault; 1 faults; 2 wrong usage or config.\n"
+    "\n"
+    "Examples:\n"
+    "  srun --mpi=pmix -n 4 moe-outliers doctor configs/06_glm_45_air.cfg\n"
+    "  mpirun -np 4 moe-outliers doctor configs/demo.cfg -s output.path=/scratch/demo.h5\n";
+
 static const char REPORT[] =
     "Usage: moe-outliers report FILE.h5... [--format table|markdown|csv|json] [--features N]\n"
     "                           [--threshold X] [-s analysis.key=value]...\n"
@@ -136,7 +157,7 @@ static const char SYNTH[] =
 mo_status mo_cli_print_usage(const char *command, FILE *out) {
   static const struct {
     const char *command, *text;
-  } texts[] = {{"run", RUN}, {"plan", PLAN}, {"report", REPORT}, {"export", EXPORT}, {"synth", SYNTH}};
+  } texts[] = {{"run", RUN}, {"plan", PLAN}, {"doctor", DOCTOR}, {"report", REPORT}, {"export", EXPORT}, {"synth", SYNTH}};
   if (!mo_cli_is_first_process()) return MO_OK;
   const char *text = PROGRAM;
   for (size_t i = 0; command && i < sizeof texts / sizeof texts[0]; i++)

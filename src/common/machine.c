@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { MOST_ANCESTORS = 64, PATH_BYTES = 4096 };
+static const int64_t NO_LIMIT = (int64_t)1 << 60; /* version 1 says so with a number close to 2^63 */
 
 /* --- sets of cores --- */
 
@@ -146,12 +147,13 @@ static void visit_quota(void *context, const char *folder) {
 
 /* The group's limit less what it uses, but for pages of files, which the kernel takes back. */
 static void visit_memory(void *context, const char *folder) {
-  int64_t *memory = context;
+  mo_machine *machine = context;
   char text[200], stat[PATH_BYTES];
   bool second = group_file(folder, "memory.max", text, sizeof text);
   if (!second && !group_file(folder, "memory.limit_in_bytes", text, sizeof text)) return;
   if (text[0] < '0' || text[0] > '9') return; /* "max" */
   int64_t limit = strtoll(text, NULL, 10);
+  if (limit > 0 && limit < NO_LIMIT && (machine->limit == 0 || limit < machine->limit)) machine->limit = limit;
   if (!group_file(folder, second ? "memory.current" : "memory.usage_in_bytes", text, sizeof text)) return;
   int64_t left = limit - strtoll(text, NULL, 10);
   if (group_file(folder, "memory.stat", stat, sizeof stat)) {
@@ -160,7 +162,7 @@ static void visit_memory(void *context, const char *folder) {
     left += (idle > 0 ? idle : 0) + (active > 0 ? active : 0);
   }
   if (left < 1) left = 1; /* 0 is unknown */
-  if (*memory == 0 || left < *memory) *memory = left;
+  if (machine->memory == 0 || left < machine->memory) machine->memory = left;
 }
 
 /* --- this process and those that started it --- */
@@ -213,8 +215,8 @@ void mo_machine_read(mo_machine *machine, const char *root) {
     int64_t kilobytes = field(text, "MemAvailable:");
     machine->memory = kilobytes > 0 ? kilobytes * 1024 : 0;
   }
-  walk(&c, "", visit_memory, &machine->memory);
-  walk(&c, "memory", visit_memory, &machine->memory);
+  walk(&c, "", visit_memory, machine);
+  walk(&c, "memory", visit_memory, machine);
 }
 
 /* --- what follows --- */

@@ -11,6 +11,7 @@ static const char *const DEVICES[] = {"auto", "cpu", "cuda", "check", NULL};    
 static const char *const PRECISIONS[] = {"bf16", "fp32", NULL};                      /* mo_precision */
 static const char *const PARTITIONS[] = {"auto", "contiguous", "interleaved", NULL}; /* mo_partition_kind */
 static const char *const ABLATE[] = {"none", "features", NULL};                      /* mo_ablate_choice */
+static const char *const TOGETHER[] = {"auto", "on", "off", NULL};                   /* mo_together */
 
 #define MAX_TOKENS 1048576.0        /* 2^20 sequences, and as many tokens in each */
 #define MAX_SEED 9007199254740991.0 /* 2^53 - 1: ranges are doubles */
@@ -73,6 +74,7 @@ const mo_key mo_keys[] = {
     STRING(output, path, NULL, MO_KEY_FOR_RUN, "result file (HDF5)"),
     LAYERS(output, activations, 65535, "layers whose site tensors are stored too, or \"all\""),
     BOOL(output, overwrite, 0, "replace a finished result"),
+    CHOICE(output, mpi_io, MO_TOGETHER_AUTO, TOGETHER, "ranks write the result together; off: in turns; auto: where they can"),
 
     INT(deployment, gpus, 0, 0, 1024, "GPUs that moe-pod asks for, and plan plans for; 0: not said"),
     STRING(deployment, gpu_filter, "", 0, "part of the GPU's name; plan takes its rate from it"),
@@ -90,7 +92,8 @@ const mo_key mo_keys[] = {
 const int mo_n_keys = (int)(sizeof mo_keys / sizeof mo_keys[0]);
 _Static_assert(sizeof mo_keys / sizeof mo_keys[0] <= MO_CONFIG_MAX_KEYS, "raise MO_CONFIG_MAX_KEYS");
 _Static_assert(sizeof(mo_device_choice) == sizeof(int) && sizeof(mo_precision) == sizeof(int) &&
-                   sizeof(mo_partition_kind) == sizeof(int) && sizeof(mo_ablate_choice) == sizeof(int),
+                   sizeof(mo_partition_kind) == sizeof(int) && sizeof(mo_ablate_choice) == sizeof(int) &&
+                   sizeof(mo_together) == sizeof(int),
                "MO_KEY_CHOICE is stored as an int");
 
 const char *mo_precision_name(mo_precision precision) { return PRECISIONS[precision]; }

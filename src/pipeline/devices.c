@@ -68,7 +68,7 @@ mo_status mo_devices_check(mo_device_choice choice, const mo_rank_device *ranks,
   return MO_OK;
 }
 
-static mo_status describe(const mo_comm *comm, mo_rank_device *self) {
+mo_status mo_devices_describe(const mo_comm *comm, mo_rank_device *self) {
   self->rank = mo_comm_rank(comm);
   if (gethostname(self->host, sizeof self->host - 1) != 0) snprintf(self->host, sizeof self->host, "an unnamed host");
 #ifdef MO_HAVE_CUDA
@@ -86,7 +86,7 @@ static mo_status agree_on_gpus(mo_comm *comm, mo_device_choice choice, int *devi
   mo_rank_device self = {0};
   void *all;
   size_t bytes, expected = (size_t)mo_comm_size(comm) * sizeof self;
-  MO_TRY(describe(comm, &self));
+  MO_TRY(mo_devices_describe(comm, &self));
   MO_TRY(mo_comm_gather(comm, &self, sizeof self, &all, &bytes));
   if (mo_comm_rank(comm) != 0) all = mo_alloc(1, expected);
   if (!all) return MO_FAILED;

@@ -93,3 +93,10 @@ mo_status mo_model_files_tokens(mo_tokens *tokens, const mo_config *config, int6
   return mo_tokens_read(tokens, config->data.tokens, config->data.skip, config->data.sequences, config->data.length,
                         vocab);
 }
+
+char *mo_model_files_dataset(const mo_config *config) {
+  struct stat info;
+  /* What else the path may be is told by those who read the ids. */
+  if (stat(config->data.tokens, &info) != 0 || !S_ISREG(info.st_mode)) return NULL;
+  return mo_tokens_dataset(config->data.tokens);
+}

@@ -25,5 +25,7 @@ MO_CHECKED mo_status mo_model_files_open(mo_checkpoint **checkpoint, const mo_co
 
 /* The ids of data.tokens. */
 MO_CHECKED mo_status mo_model_files_tokens(mo_tokens *tokens, const mo_config *config, int64_t vocab);
+/* What a token file says of its text, NULL if nothing; see mo_tokens_dataset. */
+char *mo_model_files_dataset(const mo_config *config);
 
 #endif

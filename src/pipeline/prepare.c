@@ -15,6 +15,7 @@
 struct mo_preparation {
   const mo_config *config;
   pthread_t reader;
+  char *dataset; /* on the rank that writes it, where the environment tells ranks */
   bool reading;
   mo_status status;
   mo_input input;
@@ -43,7 +44,7 @@ static mo_status check_layers(const mo_config *config, const mo_model_spec *spec
   return MO_OK;
 }
 
-static mo_status open_input(mo_input *input, const mo_config *config) {
+mo_status mo_input_open(mo_input *input, const mo_config *config) {
   MO_TRY(mo_model_files_for_run(config, &input->files));
   MO_TRY(mo_model_read(&input->spec, input->files.config_json));
   MO_TRY(check_layers(config, &input->spec));
@@ -54,7 +55,7 @@ static mo_status open_input(mo_input *input, const mo_config *config) {
 static void *read_input(void *argument) {
   mo_preparation *p = argument;
   double begin = mo_seconds();
-  p->status = open_input(&p->input, p->config);
+  p->status = mo_input_open(&p->input, p->config);
   mo_phase_took(MO_PHASE_HEADERS, mo_seconds() - begin);
   return NULL;
 }
@@ -73,14 +74,19 @@ void mo_input_free(mo_input *input) {
   mo_model_free(&input->spec);
 }
 
+const char *mo_preparation_dataset(const mo_preparation *p) { return p->dataset; }
+
 /* --- begin and end --- */
 
 mo_status mo_run_prepare(mo_preparation **preparation, const mo_config *config) {
   static const char *const sizes[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", NULL};
+  static const char *const numbers[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", NULL};
   int ranks = number_of(sizes);
   mo_preparation *p = *preparation = mo_alloc(1, sizeof *p);
   if (!p) return MO_FAILED;
   p->config = config;
+  /* Here, as it takes a process that has one thread and has not met MPI yet. */
+  if (number_of(numbers) <= 0) p->dataset = mo_model_files_dataset(config);
   if (ranks > 0) (void)mo_machine_widen(ranks); /* else these threads and MPI would share a core */
   p->reading = mo_thread_start(&p->reader, read_input, p) == 0;
   if (!p->reading) (void)read_input(p);
@@ -91,5 +97,6 @@ void mo_run_settle(mo_preparation *p) {
   if (!p) return;
   if (p->reading) pthread_join(p->reader, NULL);
   mo_input_free(&p->input); /* nobody has taken it */
+  free(p->dataset);
   free(p);
 }

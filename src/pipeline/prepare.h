@@ -16,6 +16,11 @@ typedef struct {
 
 /* Wait for the input and take it; after a failure it may be there in part. */
 MO_CHECKED mo_status mo_preparation_input(mo_preparation *preparation, mo_input *input);
+/* Open what a run reads before its tokens; after a failure it may be there in part. */
+MO_CHECKED mo_status mo_input_open(mo_input *input, const mo_config *config);
 void mo_input_free(mo_input *input);
+
+/* What the token file says of its text, NULL if nothing; to be asked for on rank 0. The preparation's. */
+const char *mo_preparation_dataset(const mo_preparation *preparation);
 
 #endif

@@ -234,7 +234,12 @@ mo_status mo_resume_open(mo_resume *resume, const mo_resume_job *job) {
   if (mo_comm_rank(job->comm) == 0) MO_TRY(take_hold(resume));
   MO_TRY(share(resume));
   if (resume->folder.descriptor < 0) resume->folder.descriptor = open(resume->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  return resume->folder.descriptor < 0 ? folder_error(resume, "open the folder") : MO_OK;
+  if (resume->folder.descriptor >= 0) return MO_OK;
+  if (errno != ENOENT) return folder_error(resume, "open the folder");
+  return MO_FAIL(MO_INVALID,
+                 "the ranks do not share the output folder (rank %d does not see rank 0's %s): choose another "
+                 "output.path",
+                 mo_comm_rank(job->comm), resume->path);
 }
 
 void mo_resume_close(mo_resume *resume, bool complete) {

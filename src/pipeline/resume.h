@@ -6,6 +6,7 @@
 #include "moe_outliers/backend.h"
 #include "moe_outliers/comm.h"
 #include "moe_outliers/plan.h"
+#include "moe_outliers/results.h"
 #include "moe_outliers/tokens.h"
 #include "pipeline/journal.h"
 
@@ -58,6 +59,10 @@ void mo_resume_blob_name(char name[MO_NAME_BYTES], const mo_blob *blob);
 size_t mo_resume_blob_bytes(const mo_resume *resume, const mo_blob *blob);
 /* Whether the activations of a stage's layer are stored in the result file. */
 bool mo_resume_is_stored(const mo_resume *resume, int64_t stage);
+
+/* --- resume_activations.c --- */
+/* For mo_results_set_activations; context: the mo_resume, all of whose tasks are done. */
+MO_CHECKED mo_status mo_resume_give_activations(void *context, mo_results *results);
 
 /* --- resume_scan.c --- */
 /* Fills start[], n_kept and n_damaged from what is in the folder. Local. */

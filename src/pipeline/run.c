@@ -26,6 +26,7 @@ typedef struct {
   double started;
   mo_input input;
   mo_tokens tokens;
+  const char *dataset; /* that the tokens are of, NULL: not said; the preparation's */
   const mo_backend_table *table;
   int device;
   mo_backend *backend;
@@ -68,6 +69,7 @@ static mo_status name_model(run_state *run) {
 static mo_status open_input(run_state *run, mo_preparation *preparation) {
   const mo_config *config = run->config;
   MO_TRY(mo_preparation_input(preparation, &run->input));
+  run->dataset = mo_preparation_dataset(preparation);
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
   MO_TRY(name_model(run));
   return mo_model_files_tokens(&run->tokens, config, run->input.spec.vocab);
@@ -193,6 +195,7 @@ static mo_status create_results(run_state *run) {
       .systematic_fraction = config->analysis.systematic_fraction,
       .bootstrap = {config->analysis.bootstrap, config->analysis.seed},
       .experts_per_token = run->input.spec.moe.experts ? run->input.spec.moe.top_k : 0,
+      .dataset = run->dataset,
   };
   mo_parameter_count parameters;
   int64_t n = config->output.all_activations ? run->input.spec.n_layers : config->output.n_activations;
@@ -203,7 +206,8 @@ static mo_status create_results(run_state *run) {
     header.parameters = parameters.total;
     header.active_parameters = parameters.active;
     for (int64_t i = 0; i < n; i++) layers[i] = config->output.all_activations ? i : config->output.activations[i];
-    status = mo_results_create(&run->results, config->output.path, run->comm, &header, &run->tokens, layers, n);
+    status = mo_results_create(&run->results, config->output.path, run->comm, config->output.mpi_io, &header,
+                               &run->tokens, layers, n);
   }
   free(layers);
   return status;
@@ -250,6 +254,7 @@ static mo_status write_tables(run_state *run) {
     for (int64_t layer = 0; layer < run->input.spec.n_layers; layer++)
       owner[layer] = mo_plan_rank_of(&run->plan, layer + 1);
     if (ablates(run)) mo_results_set_ablation(run->results, &run->ablation);
+    mo_results_set_activations(run->results, mo_resume_give_activations, &run->resume);
     for (int i = 0; i < n; i++)
       parts[i] = (mo_results_part){run->config->analysis.thresholds[i], run->accumulators[i], &run->analyses[i]};
     status = mo_results_write(run->results, owner, parts, n, run->timing, run->n_timing);
@@ -296,6 +301,13 @@ static void note_unused(const run_state *run) {
   }
 }
 
+static void note_turns(const run_state *run) {
+  const char *obstacle = mo_results_obstacle(run->results);
+  if (obstacle)
+    fprintf(stderr, "moe-outliers: note: the ranks write %s in turns, without MPI-IO: %s\n", run->config->output.path,
+            obstacle);
+}
+
 /* Up to the first read. */
 static mo_status prepare(run_state *run, mo_preparation *preparation) {
   mo_comm *comm = run->comm;
@@ -325,10 +337,12 @@ static mo_status stream(run_state *run) {
   if (mo_comm_rank(comm) == 0) {
     note_surplus(run);
     note_unused(run);
+    note_turns(run);
     mo_resume_note(&run->resume);
   }
   mo_comm_heed_stop(comm, true);
   MO_TRY(mo_comm_join(comm, compute(run)));
+  mo_comm_heed_stop(comm, false); /* what is left takes moments, and a rank that leaves it early would miss an agreement */
   mo_phase_ends(MO_PHASE_STREAM);
   return MO_OK;
 }
@@ -361,7 +375,6 @@ static mo_status ablate(run_state *run) {
 static mo_status conclude(run_state *run) {
   mo_comm *comm = run->comm;
   if (!ablates(run)) MO_TRY(analyse(run));
-  mo_comm_heed_stop(comm, false);
   MO_TRY(mo_comm_join(comm, write_tables(run)));
   mo_results *finished = run->results;
   run->results = NULL; /* mo_results_finish owns it now */

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "results/interrupted.h"
 #include "results/writer.h"
 
 enum { CONFIG, PERPLEXITY, ANALYSIS, N_FILES }; /* the order of their renaming: who finds the last finds all */
@@ -22,6 +23,7 @@ typedef struct {
   const char *directory;
   bool overwrite, made_directory;
   export_file files[N_FILES];
+  mo_interrupted interrupted;
 } export_files;
 
 static mo_status set_paths(export_files *files) {
@@ -34,6 +36,7 @@ static mo_status set_paths(export_files *files) {
     snprintf(file->path, bytes, "%s/%s", files->directory, NAMES[i]);
     snprintf(file->temporary, bytes, "%s/%s.partial-%ld", files->directory, NAMES[i], (long)getpid());
   }
+  for (int i = 0; i < N_FILES; i++) files->interrupted.files[i] = files->files[i].temporary;
   return MO_OK;
 }
 
@@ -56,16 +59,18 @@ static mo_status check_existing(const export_files *files) {
 static mo_status make_directory(export_files *files) {
   struct stat information;
   const char *directory = files->directory;
-  if (mkdir(directory, 0777) == 0) {
-    files->made_directory = true;
-    return MO_OK;
-  }
-  if (errno == ENOSPC || errno == EDQUOT)
+  mo_interrupted_hold(&files->interrupted);
+  files->made_directory = mkdir(directory, 0777) == 0;
+  int error = errno;
+  if (files->made_directory) files->interrupted.folder = directory;
+  mo_interrupted_release(&files->interrupted);
+  if (files->made_directory) return MO_OK;
+  if (error == ENOSPC || error == EDQUOT)
     return MO_FAIL(MO_FAILED, "cannot create the folder (%s: %s): free space or choose another", directory,
-                   strerror(errno));
-  if (errno != EEXIST)
+                   strerror(error));
+  if (error != EEXIST)
     return MO_FAIL(MO_INVALID, "cannot create the folder (%s: %s): check the path and its permissions", directory,
-                   strerror(errno));
+                   strerror(error));
   if (stat(directory, &information) != 0 || !S_ISDIR(information.st_mode))
     return MO_FAIL(MO_INVALID, "not a folder (%s): give a folder for the export", directory);
   return MO_OK;
@@ -125,6 +130,17 @@ static mo_status publish(export_files *files, bool perplexity) {
   return MO_OK;
 }
 
+/* A signal comes before the first renaming, and nothing is left, or after the last one. */
+static mo_status publish_together(export_files *files, bool perplexity) {
+  mo_interrupted_hold(&files->interrupted);
+  mo_status status = publish(files, perplexity);
+  for (int i = 0; i < N_FILES; i++)
+    if (!files->files[i].made) files->interrupted.files[i] = NULL; /* renamed, or kept for the user */
+  files->interrupted.folder = NULL;
+  mo_interrupted_release(&files->interrupted);
+  return status;
+}
+
 /* After a failure no file of this export stays, but those that replaced older ones. */
 static void discard(export_files *files) {
   for (int i = 0; i < N_FILES; i++) {
@@ -136,13 +152,12 @@ static void discard(export_files *files) {
 
 static mo_status write_files(mo_export_source *source, export_files *files, mo_export_notes *notes) {
   int64_t characters = 0;
-  MO_TRY(set_paths(files));
   MO_TRY(make_directory(files));
   MO_TRY(check_existing(files));
   MO_TRY(write_file(source, files, CONFIG, NULL));
   if (source->perplexity) MO_TRY(write_file(source, files, PERPLEXITY, NULL));
   MO_TRY(write_file(source, files, ANALYSIS, &characters));
-  MO_TRY(publish(files, source->perplexity));
+  MO_TRY(publish_together(files, source->perplexity));
   *notes =
       (mo_export_notes){.no_perplexity = !source->perplexity, .too_long = characters > MO_EXPORT_READER_CHARACTERS};
   return MO_OK;
@@ -153,8 +168,11 @@ mo_status mo_results_export(const char *path, const char *directory, bool overwr
   export_files files = {.directory = directory, .overwrite = overwrite};
   *notes = (mo_export_notes){0};
   MO_TRY(mo_export_open(&source, path));
-  mo_status status = write_files(&source, &files, notes);
+  mo_status status = set_paths(&files);
+  mo_interrupted_begin(&files.interrupted);
+  if (status == MO_OK) status = write_files(&source, &files, notes);
   if (status != MO_OK) discard(&files);
+  mo_interrupted_end(&files.interrupted);
   for (int i = 0; i < N_FILES; i++) {
     free(files.files[i].path);
     free(files.files[i].temporary);

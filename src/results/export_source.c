@@ -132,20 +132,14 @@ static mo_status allocate(mo_export_source *source) {
 static mo_status read_texts(mo_export_source *source, const char *path) {
   *source = (mo_export_source){0};
   source->file = (mo_h5_file){.path = path, .code = MO_INVALID, .remedy = MO_EXPORT_REMEDY, .id = H5I_INVALID_HID};
-  MO_TRY(mo_results_read(&source->result, path));
+  MO_TRY(mo_results_read_unguarded(&source->result, path));
   mo_status status = mo_h5_open(&source->file, H5F_ACC_RDONLY);
   if (status == MO_OK) status = mo_h5_get_text(&source->file, source->file.id, "config", NULL, &source->config);
   return status == MO_OK ? MO_OK : mo_export_close(source, status);
 }
 
-static void try_texts(const char *path) {
-  mo_export_source source;
-  if (read_texts(&source, path) == MO_OK) (void)!mo_export_close(&source, MO_OK);
-}
-
-mo_status mo_export_open(mo_export_source *source, const char *path) {
+static mo_status open_unguarded(mo_export_source *source, const char *path) {
   mo_status status = MO_OK;
-  MO_TRY(mo_probe(try_texts, path, MO_EXPORT_REMEDY));
   MO_TRY(read_texts(source, path));
   if (status == MO_OK) status = check_sizes(source);
   if (status == MO_OK) status = read_config(source);
@@ -153,6 +147,23 @@ mo_status mo_export_open(mo_export_source *source, const char *path) {
   if (status == MO_OK) status = open_tables(source);
   if (status == MO_OK) status = allocate(source);
   return status == MO_OK ? MO_OK : mo_export_close(source, status);
+}
+
+/* Strings of variable length, and of each table what its type leads to: its first rows. */
+static void try_opening(const char *path, void *context) {
+  mo_export_source source;
+  const void *row;
+  (void)context;
+  if (open_unguarded(&source, path) != MO_OK) return;
+  mo_status status = mo_table_cursor_peek(&source.rows, &row);
+  for (int64_t s = 0; s < source.n_sites && status == MO_OK; s++)
+    status = mo_table_cursor_peek(&source.sites[s].rows, &row);
+  (void)!mo_export_close(&source, status);
+}
+
+mo_status mo_export_open(mo_export_source *source, const char *path) {
+  MO_TRY(mo_probe(try_opening, NULL, path, MO_EXPORT_REMEDY));
+  return open_unguarded(source, path);
 }
 
 mo_status mo_export_close(mo_export_source *source, mo_status status) {

@@ -60,10 +60,12 @@ mo_status mo_h5_close(const mo_h5_file *file, mo_status status, hid_t id) {
   return mo_h5_fail(file, "close", "an object");
 }
 
-/* Locking fails on many parallel file systems, and nothing here needs it. */
+/* Locking fails on many parallel file systems, and nothing here needs it. Without a sieve buffer a write is over when its call
+ * returns, and its failure is its own. */
 static hid_t serial_access(void) {
   hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-  if (access < 0 || H5Pset_file_locking(access, false, true) >= 0) return access;
+  if (access < 0 || (H5Pset_file_locking(access, false, true) >= 0 && H5Pset_sieve_buf_size(access, 0) >= 0))
+    return access;
   (void)H5Pclose(access);
   return H5I_INVALID_HID;
 }

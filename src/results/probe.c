@@ -4,10 +4,14 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CPU_SECONDS 5 /* a loop without end takes processor time, slow storage does not */
+/* A loop without end takes processor time, slow storage does not. */
+#define CPU_SECONDS 5
+#define MOST_CPU_SECONDS 60
+#define BYTES_PER_CPU_SECOND (16 << 20)
 
 static void limit(__rlimit_resource_t resource, rlim_t most) {
   struct rlimit now;
@@ -16,22 +20,29 @@ static void limit(__rlimit_resource_t resource, rlim_t most) {
   (void)setrlimit(resource, &now);
 }
 
+static rlim_t cpu_seconds(const char *path) {
+  struct stat information;
+  rlim_t more = stat(path, &information) == 0 ? (rlim_t)(information.st_size / BYTES_PER_CPU_SECOND) : 0;
+  return CPU_SECONDS + more < MOST_CPU_SECONDS ? CPU_SECONDS + more : MOST_CPU_SECONDS;
+}
+
 /* Silent, as it may end in many ways: no message, no core file. */
-static _Noreturn void try_it(void (*attempt)(const char *path), const char *path) {
+static _Noreturn void try_it(void (*attempt)(const char *path, void *context), void *context, const char *path) {
   int nowhere = open("/dev/null", O_WRONLY);
   if (nowhere >= 0) (void)dup2(nowhere, STDERR_FILENO);
   limit(RLIMIT_CORE, 0);
-  limit(RLIMIT_CPU, CPU_SECONDS);
-  attempt(path);
+  limit(RLIMIT_CPU, cpu_seconds(path));
+  attempt(path, context);
   _exit(0);
 }
 
-mo_status mo_probe(void (*attempt)(const char *path), const char *path, const char *remedy) {
+mo_status mo_probe(void (*attempt)(const char *path, void *context), void *context, const char *path,
+                   const char *remedy) {
   int status = 0;
   pid_t child = fork(), ended;
   if (child < 0)
     return MO_FAIL(MO_FAILED, "cannot start a process (to probe %s: %s): free some memory", path, strerror(errno));
-  if (child == 0) try_it(attempt, path);
+  if (child == 0) try_it(attempt, context, path);
   do ended = waitpid(child, &status, 0);
   while (ended < 0 && errno == EINTR);
   /* ECHILD: who started this program ignores SIGCHLD, and the status is lost. */

@@ -5,9 +5,10 @@
 
 #include "moe_outliers/status.h"
 
-/* Call `attempt`, which reads the file and leaves nothing behind, in a child process. MO_INVALID, naming `path` and
- * telling `remedy`, if the child does not come back from it; what the attempt finds out is of no interest. To be called
- * while the process has one thread and no file of that name open. */
-MO_CHECKED mo_status mo_probe(void (*attempt)(const char *path), const char *path, const char *remedy);
+/* Call `attempt(path, context)`, which reads the file and leaves nothing behind, in a child process. MO_INVALID, naming
+ * `path` and telling `remedy`, if the child does not come back from it; what the attempt finds out is of no interest.
+ * To be called while no other thread is at work and no file of that name is open; the attempt starts none. */
+MO_CHECKED mo_status mo_probe(void (*attempt)(const char *path, void *context), void *context, const char *path,
+                              const char *remedy);
 
 #endif

@@ -16,8 +16,7 @@ char *mo_partial_path(const char *path) {
   return partial;
 }
 
-/* The folder part of a path, malloc'ed; "." if it has none. */
-static char *folder_of(const char *path) {
+char *mo_folder_of(const char *path) {
   const char *slash = strrchr(path, '/');
   if (!slash) return mo_strdup(".");
   if (slash == path) return mo_strdup("/");
@@ -46,7 +45,7 @@ static mo_status check_writable(const char *folder) {
 }
 
 static mo_status check_folder(const char *path) {
-  char *folder = folder_of(path);
+  char *folder = mo_folder_of(path);
   if (!folder) return MO_FAILED;
   mo_status status = MO_OK;
   struct stat information;
@@ -145,7 +144,7 @@ mo_status mo_file_reserve(const char *path) {
 }
 
 static mo_status sync_folder(const char *path) {
-  char *folder = folder_of(path);
+  char *folder = mo_folder_of(path);
   if (!folder) return MO_FAILED;
   mo_status status = MO_OK;
   int descriptor = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

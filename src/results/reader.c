@@ -5,6 +5,7 @@
 
 #include "moe_outliers/results.h"
 #include "results/h5.h"
+#include "results/probe.h"
 #include "results/table_cursor.h"
 #include "results/tables.h"
 
@@ -60,6 +61,7 @@ static mo_status read_root(mo_results_file *read, const mo_h5_file *file) {
   MO_TRY(mo_h5_get_text(file, root, "architecture", NULL, &read->architecture));
   MO_TRY(mo_h5_get_text(file, root, "precision", NULL, &read->precision));
   MO_TRY(mo_h5_get_text(file, root, "device", NULL, &read->device));
+  MO_TRY(mo_h5_get_text(file, root, "dataset", "", &read->dataset));
   MO_TRY(mo_h5_get_text(file, root, "started", NULL, &read->started));
   MO_TRY(mo_h5_get_text(file, root, "finished", NULL, &read->finished));
   MO_TRY(mo_h5_get_i64(file, root, "n_layers", &read->n_layers));
@@ -284,7 +286,7 @@ static mo_status read_experts(mo_results_file *read, const mo_h5_file *file) {
   return mo_table_cursor_close(&cursor, status);
 }
 
-mo_status mo_results_read(mo_results_file *read, const char *path) {
+mo_status mo_results_read_unguarded(mo_results_file *read, const char *path) {
   mo_h5_file file = {.path = path, .code = MO_INVALID, .remedy = REMEDY};
   *read = (mo_results_file){0};
   MO_TRY(mo_h5_setup());
@@ -301,9 +303,21 @@ mo_status mo_results_read(mo_results_file *read, const char *path) {
   return status;
 }
 
+static void try_reading(const char *path, void *context) {
+  (void)context;
+  mo_results_file read;
+  if (mo_results_read_unguarded(&read, path) == MO_OK) mo_results_file_free(&read);
+}
+
+mo_status mo_results_read(mo_results_file *read, const char *path) {
+  *read = (mo_results_file){0};
+  MO_TRY(mo_probe(try_reading, NULL, path, REMEDY));
+  return mo_results_read_unguarded(read, path);
+}
+
 void mo_results_file_free(mo_results_file *read) {
   char *const texts[] = {read->path,   read->model_name, read->architecture, read->precision,
-                         read->device, read->started,    read->finished};
+                         read->device, read->dataset,    read->started, read->finished};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(texts[i]);
   free(read->experts);
   free(read->features);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "moe_outliers/results.h"
+#include "results/probe.h"
 #include "results/table_cursor.h"
 
 #define REMEDY "give a finished result file of moe-outliers run"
@@ -27,7 +28,7 @@ static mo_status read_table(const mo_h5_file *file, const mo_table *table, const
   return mo_table_cursor_close(&cursor, status);
 }
 
-/* part: "", or the group of a further threshold. */
+/* part: "", or the group of a further threshold; counts NULL: the tables are read and forgotten. */
 static mo_status read_counts(mo_counts **counts, const mo_h5_file *file, const char *part,
                              const mo_analysis_shape *shape) {
   void *rows;
@@ -35,12 +36,12 @@ static mo_status read_counts(mo_counts **counts, const mo_h5_file *file, const c
   int64_t n_rows = 0, most = shape->n_sequences * shape->hidden;
   snprintf(name, sizeof name, "%s/positions", part);
   mo_status status = read_table(file, &mo_table_positions, name, most, &rows, &n_rows);
-  if (status == MO_OK) status = mo_counts_new(counts, shape, file->path, rows, n_rows);
+  if (status == MO_OK && counts) status = mo_counts_new(counts, shape, file->path, rows, n_rows);
   free(rows);
   for (int64_t i = 0; i < 2 * shape->n_layers && status == MO_OK; i++) {
     snprintf(name, sizeof name, "%s/layers/%03lld/%s", part, (long long)(i / 2), mo_site_name((mo_site)(i % 2)));
     status = read_table(file, &mo_table_site_rows, name, most, &rows, &n_rows);
-    if (status == MO_OK) status = mo_counts_add_site(*counts, i / 2, (mo_site)(i % 2), rows, n_rows);
+    if (status == MO_OK && counts) status = mo_counts_add_site(*counts, i / 2, (mo_site)(i % 2), rows, n_rows);
     free(rows);
   }
   return status;
@@ -97,6 +98,35 @@ static mo_status analyse(mo_analysis *analysis, const mo_results_file *read, con
   return status;
 }
 
+/* The part of a threshold, *read being that of another one, and what there is of it. */
+static mo_status switch_part(mo_results_file *read, const mo_h5_file *file, double threshold,
+                             char part[MO_PART_BYTES]) {
+  part[0] = '\0';
+  if (threshold == read->threshold) return MO_OK;
+  mo_part_path(part, threshold);
+  return mo_part_read(read, file, threshold);
+}
+
+typedef struct {
+  mo_results_file *read;
+  const mo_analysis_shape *shape;
+} reading;
+
+static void try_tables(const char *path, void *context) {
+  reading *r = context;
+  mo_h5_file file = {.path = path, .code = MO_INVALID, .remedy = REMEDY};
+  char part[MO_PART_BYTES];
+  float *nll = NULL;
+  mo_status status = mo_h5_setup();
+  if (status == MO_OK) status = mo_h5_open(&file, H5F_ACC_RDONLY);
+  if (status != MO_OK) return;
+  status = switch_part(r->read, &file, r->shape->criteria.threshold, part);
+  if (status == MO_OK) status = read_counts(NULL, &file, part, r->shape);
+  if (status == MO_OK) status = read_nll(&file, r->shape, &nll);
+  free(nll);
+  (void)!mo_h5_close(&file, status, file.id);
+}
+
 mo_status mo_results_recompute(mo_results_file *read, const mo_criteria *criteria, const mo_bootstrap *bootstrap) {
   MO_TRY(check_sizes(read));
   mo_analysis_shape shape = {.n_layers = read->n_layers,
@@ -107,14 +137,11 @@ mo_status mo_results_recompute(mo_results_file *read, const mo_criteria *criteri
                              .bootstrap = *bootstrap};
   mo_h5_file file = {.path = read->path, .code = MO_INVALID, .remedy = REMEDY};
   mo_analysis analysis = {0};
-  char part[MO_PART_BYTES] = "";
-  mo_status status = MO_OK;
+  char part[MO_PART_BYTES];
+  MO_TRY(mo_probe(try_tables, &(reading){read, &shape}, read->path, REMEDY));
   MO_TRY(mo_h5_setup());
   MO_TRY(mo_h5_open(&file, H5F_ACC_RDONLY));
-  if (criteria->threshold != read->threshold) {
-    mo_part_path(part, criteria->threshold);
-    status = mo_part_read(read, &file, criteria->threshold);
-  }
+  mo_status status = switch_part(read, &file, criteria->threshold, part);
   if (status == MO_OK) status = analyse(&analysis, read, &file, part, &shape);
   status = mo_h5_close(&file, status, file.id);
   if (status != MO_OK) {

@@ -68,6 +68,9 @@ MO_CHECKED mo_status mo_table_write(const mo_h5_file *file, const mo_table *tabl
                                     int64_t n_rows, const void *rows);
 
 /* --- reader.c --- */
+/* mo_results_read without the child process that tries it first, for callers that have one of their own. */
+MO_CHECKED mo_status mo_results_read_unguarded(mo_results_file *read, const char *path);
+
 /* Replace features and summary by those of another threshold, without its perplexity, which is the same. MO_INVALID if
  * the file has none. */
 MO_CHECKED mo_status mo_part_read(mo_results_file *read, const mo_h5_file *file, double threshold);

@@ -5,6 +5,7 @@
 
 #include "moe_outliers/random.h"
 #include "results/h5.h"
+#include "results/probe.h"
 
 #define REMEDY "give a token file with a dataset /tokens, int32 [n, length]"
 
@@ -85,7 +86,6 @@ static mo_status read_dataset(mo_tokens *tokens, const mo_h5_file *file, int64_t
   hid_t dataset = H5Dopen2(file->id, "tokens", H5P_DEFAULT);
   if (dataset < 0) return mo_h5_fail(file, "open dataset", "/tokens");
   mo_status status = check_type(file, dataset);
-  /* Its attributes are notes for people. HDF5 hangs or crashes on damaged strings of variable length: let them be. */
   if (status == MO_OK) status = read_ids(tokens, file, dataset, skip);
   return mo_h5_close(file, status, dataset);
 }
@@ -110,6 +110,35 @@ mo_status mo_tokens_read(mo_tokens *tokens, const char *path, int64_t skip, int6
   if (status == MO_OK) status = check_ids(tokens, path, skip, vocab);
   if (status != MO_OK) mo_tokens_free(tokens);
   return status;
+}
+
+/* HDF5 hangs or crashes on damaged strings of variable length: to be tried in a child process first. */
+static mo_status read_note(const char *path, char **note) {
+  mo_h5_file file = {.path = path, .code = MO_INVALID, .remedy = REMEDY};
+  *note = NULL;
+  MO_TRY(mo_h5_setup());
+  MO_TRY(mo_h5_open(&file, H5F_ACC_RDONLY));
+  hid_t dataset = H5Dopen2(file.id, "tokens", H5P_DEFAULT);
+  mo_status status = dataset < 0 ? mo_h5_fail(&file, "open dataset", "/tokens")
+                                 : mo_h5_get_text(&file, dataset, "dataset", "", note);
+  status = mo_h5_close(&file, status, dataset);
+  return mo_h5_close(&file, status, file.id);
+}
+
+static void try_note(const char *path, void *context) {
+  (void)context;
+  char *note;
+  if (read_note(path, &note) == MO_OK) free(note);
+}
+
+char *mo_tokens_dataset(const char *path) {
+  char *note = NULL;
+  mo_status status = mo_probe(try_note, NULL, path, REMEDY);
+  if (status == MO_OK) status = read_note(path, &note);
+  if (status == MO_OK && note[0]) return note;
+  if (status != MO_OK) mo_error_clear();
+  free(note);
+  return NULL;
 }
 
 mo_status mo_tokens_synthetic(mo_tokens *tokens, uint64_t seed, int64_t skip, int64_t n_sequences, int64_t length,

@@ -284,6 +284,34 @@ static mo_status write_all(const mo_results *results, const mo_outline *outline,
                         timing);
 }
 
+static mo_status write_together(mo_results *results, const mo_outline *outline, const int *owner,
+                                const mo_timing_row *timing) {
+  MO_TRY(mo_results_open(results));
+  MO_TRY(mo_results_agree(results, write_all(results, outline, owner, timing)));
+  return mo_results_close(results);
+}
+
+/* This rank's turn: the file is nobody else's. */
+static mo_status write_turn(mo_results *results, const mo_outline *outline, const int *owner,
+                            const mo_timing_row *timing) {
+  MO_TRY(mo_h5_open(&results->file, H5F_ACC_RDWR));
+  mo_status status = write_all(results, outline, owner, timing);
+  if (status == MO_OK && results->stores) {
+    status = results->give ? results->give(results->giver, results)
+                           : MO_FAIL(MO_FAILED, "nobody gives the activations (%s): report this", results->partial);
+  }
+  MO_TRY(mo_h5_finish(&results->file, status));
+  return mo_file_sync(results->partial); /* the next rank may be on another node */
+}
+
+static mo_status write_in_turns(mo_results *results, const mo_outline *outline, const int *owner,
+                                const mo_timing_row *timing) {
+  int rank = mo_comm_rank(results->comm);
+  for (int turn = 0; turn < mo_comm_size(results->comm); turn++)
+    MO_TRY(mo_results_agree(results, turn == rank ? write_turn(results, outline, owner, timing) : MO_OK));
+  return MO_OK;
+}
+
 mo_status mo_results_write(mo_results *results, const int *owner, const mo_results_part *parts, int n_parts,
                            const mo_timing_row *timing, int64_t n_timing) {
   mo_outline outline = {.parts = parts, .n_parts = n_parts};
@@ -296,9 +324,8 @@ mo_status mo_results_write(mo_results *results, const int *owner, const mo_resul
   MO_TRY_TO(done, mo_results_agree(results, MO_OK));
   if (rank == 0) status = create_all(results, &outline);
   MO_TRY_TO(done, mo_results_agree(results, status));
-  MO_TRY_TO(done, mo_results_open(results));
-  MO_TRY_TO(done, mo_results_agree(results, write_all(results, &outline, owner, timing)));
-  status = mo_results_close(results);
+  status = mo_results_in_turns(results) ? write_in_turns(results, &outline, owner, timing)
+                                        : write_together(results, &outline, owner, timing);
 done:
   free(outline.counts);
   return status;

@@ -34,7 +34,12 @@ static mo_status break_off(mo_results *results, const char *what) {
   return status;
 }
 
+bool mo_results_in_turns(const mo_results *results) {
+  return results->serial && mo_comm_size(results->comm) > 1;
+}
+
 mo_status mo_results_open(mo_results *results) {
+  if (results->serial) return mo_h5_open(&results->file, H5F_ACC_RDWR);
   MO_TRY(mo_results_agree(results, MO_OK));
   hid_t access = H5Pcreate(H5P_FILE_ACCESS); /* will hold a duplicate of the communicator: collective, too */
   if (access < 0 || H5Pset_fapl_mpio(access, mo_comm_mpi(results->comm), MPI_INFO_NULL) < 0 ||
@@ -44,6 +49,7 @@ mo_status mo_results_open(mo_results *results) {
 }
 
 mo_status mo_results_close(mo_results *results) {
+  if (results->serial) return mo_h5_finish(&results->file, MO_OK);
   MO_TRY(mo_results_agree(results, MO_OK));
   if (H5Fclose(results->file.id) < 0) return break_off(results, "close");
   results->file.id = H5I_INVALID_HID;
@@ -60,6 +66,7 @@ static void now_utc(char text[TIME_BYTES]) {
 static void free_results(mo_results *results) {
   free(results->path);
   free(results->partial);
+  free(results->obstacle);
   free(results);
 }
 
@@ -105,6 +112,7 @@ static mo_status put_root(const mo_h5_file *file, hid_t root, const mo_results_h
   for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
     MO_TRY(mo_h5_put_f64(file, root, reals[i].name, reals[i].value));
   MO_TRY(mo_h5_put_i32(file, root, "format_version", MO_FORMAT_VERSION));
+  if (header->dataset) MO_TRY(mo_h5_put_text(file, root, "dataset", header->dataset));
   return mo_h5_put_i32(file, root, "complete", 0);
 }
 
@@ -170,16 +178,20 @@ static mo_status new_results(mo_results **results, const char *path, mo_comm *co
   return made->path && made->partial ? MO_OK : MO_FAILED;
 }
 
-mo_status mo_results_create(mo_results **results, const char *path, mo_comm *comm, const mo_results_header *header,
-                            const mo_tokens *tokens, const int64_t *activation_layers, int64_t n_activation_layers) {
+mo_status mo_results_create(mo_results **results, const char *path, mo_comm *comm, mo_together together,
+                            const mo_results_header *header, const mo_tokens *tokens, const int64_t *activation_layers,
+                            int64_t n_activation_layers) {
   mo_results *made = NULL, stand_in = {.comm = comm};
   *results = NULL;
   mo_status status = mo_h5_setup();
   if (status == MO_OK) status = new_results(&made, path, comm, header);
+  status = mo_results_agree(made ? made : &stand_in, status);
+  if (status == MO_OK) status = mo_results_choose_access(made, together);
   if (status == MO_OK && is_root(made))
     status = create_file(made, header, tokens, activation_layers, n_activation_layers);
   status = mo_results_agree(made ? made : &stand_in, status);
-  if (status == MO_OK && n_activation_layers > 0) status = mo_results_open(made);
+  if (status == MO_OK) made->stores = n_activation_layers > 0;
+  if (status == MO_OK && made->stores && !mo_results_in_turns(made)) status = mo_results_open(made);
   if (status != MO_OK) {
     mo_results_discard(made);
     return status;
@@ -194,10 +206,19 @@ mo_status mo_results_write_activations(mo_results *results, int64_t layer, mo_si
   const hsize_t start[] = {(hsize_t)first_sequence, 0, 0};
   const hsize_t count[] = {(hsize_t)n_sequences, (hsize_t)results->length, (hsize_t)results->hidden_size};
   activation_path(name, sizeof name, layer, site);
+  if (results->file.id < 0 && results->stores && mo_results_in_turns(results)) return MO_OK;
   if (results->file.id < 0)
     return MO_FAIL(MO_FAILED, "no activations were asked for (%s, %s): add the layer to output.activations",
                    results->partial, name);
   return mo_h5_write(&results->file, name, H5T_NATIVE_FLOAT, 3, start, count, values);
+}
+
+const char *mo_results_obstacle(const mo_results *results) { return results->obstacle; }
+
+void mo_results_set_activations(mo_results *results, mo_status (*give)(void *context, mo_results *results),
+                                void *context) {
+  results->give = give;
+  results->giver = context;
 }
 
 /* Mark the closed file as complete: a serial change by rank 0, when all else is on storage. */

@@ -5,6 +5,7 @@ Needs numpy, h5py, pytest. The program is $MOE_OUTLIERS, or else the first build
 import atexit
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import re
@@ -175,6 +176,24 @@ def largest_error(values, expected):
 def site_tensors(group, layers):
     """[2L, N, S, H] of a group with LLL/ln_attn and LLL/ln_mlp."""
     return np.stack([group[f"{layer:03d}/{site}"][:] for layer in range(layers) for site in SITES])
+
+
+def weights_of(folder):
+    """{name: float32 array} of the tensors of a checkpoint in bfloat16 or float32."""
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8 : 8 + size]).items():
+            if name == "__metadata__" or entry["dtype"] not in ("BF16", "F32"):
+                continue
+            begin, end = (8 + size + offset for offset in entry["data_offsets"])
+            if entry["dtype"] == "F32":
+                values = np.frombuffer(data[begin:end], np.float32)
+            else:
+                values = (np.frombuffer(data[begin:end], np.uint16).astype(np.uint32) << 16).view(np.float32)
+            tensors[name] = values.reshape(entry["shape"])
+    return tensors
 
 
 def datasets(path):

@@ -4,9 +4,13 @@ Definitions: Dettmers et al. 2022 (arXiv:2208.07339), section 4, per site as doc
 float32 [2L, N, S, H], site 2*layer being ln_attn and 2*layer+1 ln_mlp. Tables are lists of dicts, in the file's order.
 """
 
+import functools
 import math
 
 import numpy as np
+import pytest
+
+import helpers
 
 NONE, PROBABILISTIC, SYSTEMATIC = 0, 1, 2
 
@@ -107,6 +111,7 @@ class Tables:
     def qualifies(self, sites_hit, positions_hit, positions):
         return sites_hit / self.n_sites >= self.layer_fraction and positions_hit / positions >= self.position_fraction
 
+    @functools.cache
     def sequence_features(self):
         """Rows that qualify in one sequence alone; by sequence, then magnitude falling, then feature."""
         rows = []
@@ -130,6 +135,7 @@ class Tables:
                     )
         return sorted(rows, key=lambda row: (row["sequence"], -row["max_magnitude"], row["feature"]))
 
+    @functools.cache
     def features(self):
         """Pooled rows, one a feature with an outlier value, by magnitude falling, then feature."""
         rows, layers, positions_in_all = [], self.n_sites // 2, self.n_sequences * self.length
@@ -203,3 +209,55 @@ class Tables:
             "median_seq_percentage": float(np.median(by_position)),
             "classification": max((row["classification"] for row in outlier), default=NONE),
         }
+
+
+# --- comparing ---
+
+
+def assert_table(table, expected, close=()):
+    """table: compound dataset; expected: list of dicts. Columns in `close` are compared by the caller."""
+    assert len(table) == len(expected)
+    if not expected:
+        return
+    assert set(expected[0]) <= set(table.dtype.names)
+    for column in expected[0]:
+        if column not in close:
+            np.testing.assert_array_equal(table[column], np.array([row[column] for row in expected]), err_msg=column)
+
+
+def assert_sites(table, expected):
+    assert_table(table, expected, close=("mean", "std"))
+    for row, other in zip(table, expected, strict=True):
+        assert row["std"] == pytest.approx(other["std"], rel=1e-12)
+        assert row["mean"] == pytest.approx(other["mean"], rel=1e-12, abs=1e-12 * other["std"])
+
+
+def assert_summary(group, expected):
+    for name, value in expected.items():
+        found = group[name][()]
+        if isinstance(value, float):
+            assert float(found) == pytest.approx(value, rel=1e-14, nan_ok=True), name
+        else:
+            assert int(found) == value, name
+
+
+def assert_tables(group, tables, tokens):
+    """All tables of a threshold but the intervals; group: the root, or that of a further threshold."""
+    for site in range(tables.n_sites):
+        assert_table(group[f"layers/{site // 2:03d}/{helpers.SITES[site % 2]}"][:], tables.site_rows(site))
+    assert_table(group["positions"][:], tables.positions())
+    assert_table(group["sequence_features"][:], tables.sequence_features())
+    assert_table(group["features"][:], tables.features())
+    assert_table(group["top_values"][:], tables.top_values(tokens))
+    assert_sites(group["sites"][:], tables.sites())
+    assert_summary(group["summary"], tables.summary())
+
+
+def assert_largest_output(row, x, matrices, got, length):
+    """row: of /experts; x [tokens, H], float64; matrices: gate, up, down projection; got: its tokens."""
+    gate, up, down = (matrix.astype(np.float64) for matrix in matrices)
+    given = x @ gate.T
+    output = np.abs(((given / (1 + np.exp(-given))) * (x @ up.T)) @ down.T).max(axis=1)
+    output[~got] = -1
+    assert row["max_output"] == pytest.approx(output.max(), rel=1e-4)
+    assert output[row["max_sequence"] * length + row["max_position"]] == pytest.approx(output.max(), rel=1e-4)

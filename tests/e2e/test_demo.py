@@ -148,16 +148,18 @@ def test_worked_example_of_the_methods(demo):
 
 
 def test_tables_and_intervals_recomputed(tmp_path):
-    """With activations stored, every table of the demo from NumPy."""
+    """With activations stored, every table of the demo from NumPy, by three thresholds."""
     output = tmp_path / "demo.h5"
     args = ["run", "configs/demo.cfg", "-s", f"output.path={output}", "-s", "output.activations=all"]
+    args += ["-s", "analysis.thresholds=(6.0, 7.5, 9.0)"]
     helpers.run(args, timeout=SECONDS, cwd=helpers.ROOT)
     with h5py.File(output) as result:
-        tables = recompute.Tables(helpers.site_tensors(result["activations"], result.attrs["n_layers"]))
-        for name in ("positions", "sequence_features", "features"):
-            found, expected = result[name][:], getattr(tables, name)()
-            assert len(found) == len(expected) > 0
-            for column in expected[0]:
-                np.testing.assert_array_equal(found[column], [row[column] for row in expected], err_msg=column)
+        x = helpers.site_tensors(result["activations"], result.attrs["n_layers"])
         draws, seed = int(result.attrs["bootstrap_draws"]), int(result.attrs["bootstrap_seed"])
-        recompute_bootstrap.assert_intervals(result, recompute_bootstrap.Bootstrap(tables, draws, seed))
+        parts = {6.0: result, 7.5: result["thresholds/7.5"], 9.0: result["thresholds/9"]}
+        assert set(result["thresholds"]) == {"7.5", "9"}
+        for threshold, group in parts.items():
+            tables = recompute.Tables(x, threshold)
+            assert len(group["features"]) > 0
+            recompute.assert_tables(group, tables, result["tokens"][:])
+            recompute_bootstrap.assert_intervals(group, recompute_bootstrap.Bootstrap(tables, draws, seed))

@@ -7,7 +7,9 @@ import os
 import random
 import re
 import resource
+import signal
 import subprocess
+import time
 
 import h5py
 import numpy as np
@@ -547,6 +549,53 @@ def test_file_size_limit(tmp_path):
     assert os.listdir(tmp_path) == ["r.h5"]
 
 
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(scope="module")
+def long_export(tmp_path_factory):
+    """A result whose export takes a while."""
+    return large_result(tmp_path_factory.mktemp("long") / "r.h5", 50, 4000)[0]
+
+
+def start_export(path, folder, **more):
+    argv = helpers.command(["export", path, "-o", folder, "--overwrite"])
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=helpers.environment(), **more)
+    limit = time.monotonic() + 60 * helpers.SLOW
+    while not any(folder.glob("*.partial-*")):
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS, ids=lambda number: number.name)
+@pytest.mark.parametrize("kept", (False, True), ids=("new folder", "old folder"))
+def test_interrupted(tmp_path, long_export, number, kept):
+    """Nothing is left but what was there, and the process ends by the signal."""
+    folder = tmp_path / "out"
+    if kept:
+        folder.mkdir()
+        (folder / CONFIG).write_text("mine")
+    process = start_export(long_export, folder)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == -number
+    assert os.listdir(tmp_path) == (["out"] if kept else [])
+    if kept:
+        assert os.listdir(folder) == [CONFIG] and (folder / CONFIG).read_text() == "mine"
+
+
+def test_ignored_signals_stay_ignored(tmp_path, long_export):
+    """As under nohup."""
+
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = start_export(long_export, tmp_path / "out", preexec_fn=ignore)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=120)
+    assert process.returncode == 0 and sorted(os.listdir(tmp_path / "out")) == FILES
+
+
 # --- damaged results ---
 
 
@@ -672,12 +721,7 @@ def test_no_result(tmp_path):
 @pytest.mark.parametrize("size", (0, 2**40, 2**63))
 def test_damaged_text(tmp_path, result, size):
     """HDF5 believes what the heap of the strings says of their sizes: it crashes, or never ends."""
-    data = bytearray(result.read_bytes())
-    heap = data.index(b"GCOL")
-    for start in range(heap + 16, heap + 4096 - 16, 8):  # each place where an object with its size may begin
-        if int.from_bytes(data[start : start + 2], "little") and data[start + 2 : start + 8] == bytes(6):
-            data[start + 8 : start + 16] = size.to_bytes(8, "little")
-    result.write_bytes(data)
+    test_mutations.damage_texts(result, result, size)
     assert str(result) in refusal(result, "-o", tmp_path / "out", timeout=30 * helpers.SLOW)
     assert os.listdir(tmp_path) == ["r.h5"]
 

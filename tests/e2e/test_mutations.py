@@ -41,6 +41,16 @@ def damage(dice, data, reach):
     return bytes(data)
 
 
+def damage_texts(path, damaged, size):
+    """A copy of an HDF5 file whose strings of variable length have that size by the heap that they are in."""
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    for start in range(heap + 16, heap + 4096 - 16, 8):  # each place where an object with its size may begin
+        if int.from_bytes(data[start : start + 2], "little") and data[start + 2 : start + 8] == bytes(6):
+            data[start + 8 : start + 16] = size.to_bytes(8, "little")
+    damaged.write_bytes(data)
+
+
 def assert_clean_end(done, seed):
     assert done.returncode in (0, 1, 2), (seed, done.returncode, done.stderr)
     errors = [line for line in bad_input.own_lines(done.stderr) if line.startswith("moe-outliers: error: ")]

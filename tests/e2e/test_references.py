@@ -3,7 +3,6 @@ result file against a NumPy recomputation from the activations stored in the sam
 
 # cores: 1
 
-import json
 import math
 
 import h5py
@@ -103,17 +102,6 @@ def test_bf16_site_values_are_bf16(folder, analysed):
     assert not (values.view(np.uint32) & 0xFFFF).any()
 
 
-def assert_table(table, expected, close=()):
-    """table: compound dataset; expected: list of dicts. Columns in `close` are compared by the caller."""
-    assert len(table) == len(expected)
-    if not expected:
-        return
-    assert set(expected[0]) <= set(table.dtype.names)
-    for column in expected[0]:
-        if column not in close:
-            np.testing.assert_array_equal(table[column], np.array([row[column] for row in expected]), err_msg=column)
-
-
 @pytest.fixture
 def stored(folder, precision, ranks, analysed):
     """The open result file and the tables recomputed from its activations."""
@@ -131,33 +119,7 @@ def test_further_thresholds(folder, precision, ranks, analysed):
         for name, threshold in zip(names, THRESHOLDS[1:], strict=True):
             group, tables = result["thresholds"][name], recompute.Tables(activations, threshold)
             assert group.attrs["threshold"] == threshold
-            for site, place in enumerate(site_names(result.attrs["n_layers"])):
-                assert_table(group[f"layers/{place}"][:], tables.site_rows(site))
-            assert_table(group["positions"][:], tables.positions())
-            assert_table(group["sequence_features"][:], tables.sequence_features())
-            assert_table(group["features"][:], tables.features())
-            assert_table(group["top_values"][:], tables.top_values(result["tokens"][:]))
-            assert_table(group["sites"][:], tables.sites(), close=("mean", "std"))
-            for key, value in tables.summary().items():
-                assert float(group[f"summary/{key}"][()]) == pytest.approx(value, rel=1e-14, nan_ok=True), key
-
-
-def weights_of(folder):
-    """{name: float32 array} of the tensors of a checkpoint in bfloat16 or float32."""
-    tensors = {}
-    for path in folder.glob("*.safetensors"):
-        data = path.read_bytes()
-        size = int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(data[8 : 8 + size]).items():
-            if name == "__metadata__" or entry["dtype"] not in ("BF16", "F32"):
-                continue
-            begin, end = (8 + size + offset for offset in entry["data_offsets"])
-            if entry["dtype"] == "F32":
-                values = np.frombuffer(data[begin:end], np.float32)
-            else:
-                values = (np.frombuffer(data[begin:end], np.uint16).astype(np.uint32) << 16).view(np.float32)
-            tensors[name] = values.reshape(entry["shape"])
-    return tensors
+            recompute.assert_tables(group, tables, result["tokens"][:])
 
 
 def test_experts(stored):
@@ -204,7 +166,7 @@ def test_experts_recomputed(name, ranks, analysed):
     """Each expert's tokens and their outlier values from the router's weights; its largest output from its own."""
     pattern, (gate, up, down), router = SEPARATE[name]
     folder = helpers.REFERENCES / name
-    weights = weights_of(folder)
+    weights = helpers.weights_of(folder)
     with h5py.File(analysed(folder, "fp32", ranks)) as result:
         rows, length = result["experts"][:], int(result.attrs["sequence_length"])
         top_k = int(result.attrs["experts_per_token"])
@@ -216,34 +178,29 @@ def test_experts_recomputed(name, ranks, analysed):
             for column, values in experts.sums().items():
                 np.testing.assert_array_equal(mine[column], values, err_msg=column)
             for row in mine[mine["tokens"] > 0]:
-                a, b, c = (weights[base + pattern.format(row["expert"], part)].astype(np.float64) for part in (gate, up, down))
-                given = flat @ a.T
-                output = np.abs(((given / (1 + np.exp(-given))) * (flat @ b.T)) @ c.T).max(axis=1)
-                output[~experts.got[:, row["expert"]]] = -1
-                place = row["max_sequence"] * length + row["max_position"]
-                assert row["max_output"] == pytest.approx(output.max(), rel=1e-4)
-                assert output[place] == pytest.approx(output.max(), rel=1e-4)
+                matrices = [weights[base + pattern.format(row["expert"], part)] for part in (gate, up, down)]
+                recompute.assert_largest_output(row, flat, matrices, experts.got[:, row["expert"]], length)
 
 
 def test_top_values(stored):
     result, tables = stored
-    assert_table(result["top_values"][:], tables.top_values(result["tokens"][:]))
+    recompute.assert_table(result["top_values"][:], tables.top_values(result["tokens"][:]))
 
 
 def test_site_rows(stored):
     result, tables = stored
     for site, name in enumerate(site_names(result.attrs["n_layers"])):
-        assert_table(result[f"layers/{name}"][:], tables.site_rows(site))
+        recompute.assert_table(result[f"layers/{name}"][:], tables.site_rows(site))
 
 
 def test_sequence_features(stored):
     result, tables = stored
-    assert_table(result["sequence_features"][:], tables.sequence_features())
+    recompute.assert_table(result["sequence_features"][:], tables.sequence_features())
 
 
 def test_positions(stored):
     result, tables = stored
-    assert_table(result["positions"][:], tables.positions())
+    recompute.assert_table(result["positions"][:], tables.positions())
 
 
 def test_intervals(stored):
@@ -265,27 +222,17 @@ def test_features(stored):
     result, tables = stored
     expected = tables.features()
     assert expected, "a reference without outliers shows nothing"
-    assert_table(result["features"][:], expected)
+    recompute.assert_table(result["features"][:], expected)
 
 
 def test_sites(stored):
     result, tables = stored
-    expected = tables.sites()
-    table = result["sites"][:]
-    assert_table(table, expected, close=("mean", "std"))
-    for row, other in zip(table, expected, strict=True):
-        assert row["std"] == pytest.approx(other["std"], rel=1e-12)
-        assert row["mean"] == pytest.approx(other["mean"], rel=1e-12, abs=1e-12 * other["std"])
+    recompute.assert_sites(result["sites"][:], tables.sites())
 
 
 def test_summary(stored):
     result, tables = stored
-    for name, value in tables.summary().items():
-        found = result[f"summary/{name}"][()]
-        if isinstance(value, float):
-            assert float(found) == pytest.approx(value, rel=1e-14, nan_ok=True), name
-        else:
-            assert int(found) == value, name
+    recompute.assert_summary(result["summary"], tables.summary())
 
 
 def test_routing_accounts_for_every_token(stored):

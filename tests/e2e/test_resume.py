@@ -117,6 +117,7 @@ CASES = (
     {"engine": {"device": "check"}},
     {"engine": {"partition": "interleaved"}, "output": {"activations": (1, 4)}},
     {"engine": {"micro_batch": 2, "precision": "fp32"}, "output": {"activations": "all"}},
+    {"output": {"activations": "all", "mpi_io": "off"}},
     {"analysis": {"perplexity": False}},
     {"analysis": {"thresholds": (2.5, 1.5, 3.0)}, "output": {"activations": (2,)}},
 )
@@ -196,6 +197,17 @@ def test_stopped(tmp_path, unbroken, name, ranks):
     lines = run_to_the_end(args, 2, tmp_path)
     assert interrupted.kept_tasks(lines) == len(before)  # nothing is lost
     interrupted.assert_finished(tmp_path, unbroken())
+
+
+@pytest.mark.parametrize("ranks", ((0,), (1,), (0, 1)), ids=str)
+def test_stopped_too_late(tmp_path, unbroken, ranks):
+    """A request that comes during the analysis: the run is finished, and no rank waits for one that has stopped."""
+    args = ["run", interrupted.config(tmp_path), *interrupted.settings(analysis={"bootstrap": 200000})]
+    with Watched(args, 2, PATIENT) as run:
+        run.wait_until(lambda: run.said("moe-outliers: predicted "))
+        send("SIGUSR1", *ranks)(run)
+        assert run.wait_for_end(20 * helpers.SLOW) == 0, run.lines
+    assert (tmp_path / "r.h5").exists() and not interrupted.left_by(tmp_path).exists()
 
 
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGUSR1"))

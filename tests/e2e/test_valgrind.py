@@ -81,7 +81,7 @@ def is_ours(report):
 
 def test_run_succeeds(run):
     done, logs = run
-    assert len(logs) == 2
+    assert len(logs) >= 2  # a rank's each; children that try a file have one of their own
     assert done.returncode == 0, done.stderr + "".join(logs.values())
     assert "moe-outliers: wrote " in done.stderr
 

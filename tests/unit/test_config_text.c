@@ -44,6 +44,7 @@ static void assert_same(const mo_config *a, const mo_config *b) {
   for (int64_t i = 0; i < a->output.n_activations; i++)
     assert_int_equal(a->output.activations[i], b->output.activations[i]);
   assert_int_equal(a->output.overwrite, b->output.overwrite);
+  assert_int_equal(a->output.mpi_io, b->output.mpi_io);
   assert_string_equal(a->text, b->text);
 }
 
@@ -84,9 +85,10 @@ static void test_round_trip_of_overrides_and_hard_values(void **state) {
                                    "engine.device=check",
                                    "engine.partition=contiguous",
                                    "output.overwrite=true",
+                                   "output.mpi_io=off",
                                    "deployment.max_price=4.99",
                                    "deployment.gpu_filter=H100"};
-  check_round_trip("model: { path = \"m\"; }; data: { tokens = \"t\"; };", overrides, 12, true);
+  check_round_trip("model: { path = \"m\"; }; data: { tokens = \"t\"; };", overrides, 13, true);
 }
 
 static void test_round_trip_of_all_activations(void **state) {

@@ -21,7 +21,7 @@ static const char DESIGN[] =
     "engine:   { device = \"cuda\"; precision = \"fp32\"; device_memory_gb = 7.25; host_memory_gb = 0.5; micro_batch = "
     "4;\n"
     "            partition = \"interleaved\"; readers = 2; threads = 3; verify = true; checkpoint_seconds = 1.5; };\n"
-    "output:   { path = \"results/glm.h5\"; activations = ( 7, 0, 7, 2 ); overwrite = true; };\n"
+    "output:   { path = \"results/glm.h5\"; activations = ( 7, 0, 7, 2 ); overwrite = true; mpi_io = \"off\"; };\n"
     "deployment: { gpus = 2; gpu_filter = \"H100\"; max_price = 5.0; container_disk_gb = 250; };\n";
 
 #define MODEL_DATA "model: { path = \"m\"; }; data: { tokens = \"t\"; }; "
@@ -60,6 +60,7 @@ static void test_every_key_reaches_its_member(void **state) {
   assert_true(c.engine.checkpoint_seconds == 1.5);
   assert_string_equal(c.output.path, "results/glm.h5");
   assert_true(c.output.overwrite);
+  assert_int_equal(c.output.mpi_io, MO_TOGETHER_OFF);
   assert_string_equal(c.directory, ".");
   mo_config_free(&c);
 }
@@ -93,6 +94,7 @@ static void test_defaults(void **state) {
   assert_null(c.output.activations);
   assert_false(c.output.all_activations);
   assert_false(c.output.overwrite);
+  assert_int_equal(c.output.mpi_io, MO_TOGETHER_AUTO);
   mo_config_free(&c);
 }
 

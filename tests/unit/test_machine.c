@@ -70,6 +70,7 @@ static void without_limits(void **state) {
   assert_int_equal(mo_cpus_count(&m.allowed), 16);
   assert_true(m.quota == 0);
   assert_int_equal(m.memory, 8000 * 1024);
+  assert_int_equal(m.limit, 0);
   assert_int_equal(mo_machine_share(&m, 1), 16);
   assert_int_equal(mo_machine_share(&m, 3), 5);
   assert_int_equal(mo_machine_share(&m, 40), 1);
@@ -99,11 +100,13 @@ static void version_2(void **state) {
   assert_int_equal(mo_cpus_count(&m.allowed), 8);
   assert_true(m.quota == 6.5); /* the smallest of those around it */
   assert_int_equal(m.memory, 5000000 - 3000000 + 900000);
+  assert_int_equal(m.limit, 5000000);
   assert_int_equal(mo_machine_share(&m, 1), 7);
   assert_int_equal(mo_machine_share(&m, 2), 3);
   put("sys/fs/cgroup/jobs/memory.max", "1000\n"); /* used up */
   put("sys/fs/cgroup/jobs/memory.current", "2000\n");
   assert_int_equal(read_machine().memory, 1);
+  assert_int_equal(read_machine().limit, 1000);
 }
 
 static void version_1(void **state) {
@@ -121,6 +124,7 @@ static void version_1(void **state) {
   put("sys/fs/cgroup/cpu/box/b/cpu.cfs_period_us", "100000\n");
   mo_machine m = read_machine();
   assert_int_equal(m.memory, 500000 + 1024);
+  assert_int_equal(m.limit, 4000000);
   assert_int_equal(mo_cpus_count(&m.allowed), 4);
   assert_true(m.quota == 3);
 }

@@ -40,7 +40,7 @@ static void no_room_to_begin_with(void **state) {
   for (int i = 0; i < 4; i++) {
     mo_results *results;
     limit_file_size(limits[i]);
-    mo_status status = mo_results_create(&results, PATH, comm, &shared.header, &shared.tokens, NULL, 0);
+    mo_status status = mo_results_create(&results, PATH, comm, together, &shared.header, &shared.tokens, NULL, 0);
     assert_null(results);
     assert_failed(status, 0, "(" PATH ".partial");
     assert_nothing_left();
@@ -54,7 +54,7 @@ static void no_room_for_activations(void **state) {
   fixture large = shared;
   large.header.hidden_size = 100000;
   limit_file_size(1 << 20);
-  mo_status status = mo_results_create(&results, PATH, comm, &large.header, &large.tokens, layers, 5);
+  mo_status status = mo_results_create(&results, PATH, comm, together, &large.header, &large.tokens, layers, 5);
   assert_failed(status, 0, "(" PATH ".partial");
   assert_nothing_left();
 }
@@ -88,7 +88,8 @@ static void activations_cannot_be_written(void **state) {
   const int64_t layers[] = {2};
   static float values[N * S * H];
   mo_results *results;
-  assert_ok(mo_results_create(&results, PATH, comm, &shared.header, &shared.tokens, layers, 1));
+  if (together == MO_TOGETHER_OFF && mo_comm_size(comm) > 1) return; /* nothing is written before the tables */
+  assert_ok(mo_results_create(&results, PATH, comm, together, &shared.header, &shared.tokens, layers, 1));
   if (shared.owner[2] == rank()) {
     limit_file_size(100);
     assert_int_equal(mo_results_write_activations(results, 2, MO_SITE_LN_MLP, 0, N, values), MO_FAILED);
@@ -96,6 +97,25 @@ static void activations_cannot_be_written(void **state) {
     assert_error("cannot write /activations/002/ln_mlp (" PATH ".partial; HDF5: ");
   }
   wait_for_all();
+  mo_results_discard(results);
+  assert_nothing_left();
+}
+
+static mo_status give_nothing(void *context, mo_results *results) {
+  (void)context;
+  (void)results;
+  return rank() == mo_comm_size(comm) - 1 ? MO_FAIL(MO_FAILED, "none here (test): none") : MO_OK;
+}
+
+/* The last rank's turn fails when the others have had theirs. */
+static void activations_are_not_there(void **state) {
+  (void)state;
+  const int64_t layers[] = {2};
+  mo_results *results;
+  if (together != MO_TOGETHER_OFF || mo_comm_size(comm) == 1) return;
+  assert_ok(mo_results_create(&results, PATH, comm, together, &shared.header, &shared.tokens, layers, 1));
+  mo_results_set_activations(results, give_nothing, NULL);
+  assert_failed(write_all(results, &shared), mo_comm_size(comm) - 1, "none here");
   mo_results_discard(results);
   assert_nothing_left();
 }
@@ -114,7 +134,7 @@ static void no_room_to_finish(void **state) {
 static void a_folder_that_vanishes(void **state) {
   (void)state;
   mo_results *results;
-  mo_status status = mo_results_create(&results, "no_such_folder/" PATH, comm, &shared.header, &shared.tokens, NULL, 0);
+  mo_status status = mo_results_create(&results, "no_such_folder/" PATH, comm, together, &shared.header, &shared.tokens, NULL, 0);
   assert_failed(status, 0, "(no_such_folder/" PATH ".partial; HDF5: No such file or directory)");
 }
 
@@ -143,6 +163,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(no_room_for_tables),
       cmocka_unit_test(one_rank_cannot_write),
       cmocka_unit_test(activations_cannot_be_written),
+      cmocka_unit_test(activations_are_not_there),
       cmocka_unit_test(no_room_to_finish),
       cmocka_unit_test(a_folder_that_vanishes),
       cmocka_unit_test(missing_expert_counts_are_an_error),
@@ -151,7 +172,9 @@ int main(int argc, char **argv) {
   signal(SIGXFSZ, SIG_IGN);
   if (mo_comm_open(&comm, &argc, &argv) != MO_OK) return 1;
   fixture_new(&shared);
-  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  int failed = 0;
+  for (together = MO_TOGETHER_AUTO; together <= MO_TOGETHER_OFF; together++)
+    failed += cmocka_run_group_tests(tests, NULL, NULL);
   fixture_free(&shared);
   mo_comm_close(comm);
   return failed;

@@ -21,6 +21,7 @@
 enum { L = 5, N = 3, S = 4, H = 6, E = 2, N_FEATURES = 3, N_ROWS = 2, N_POSITIONS = 3 };
 
 static mo_comm *comm;
+static UNUSED mo_together together; /* how files are written; tests are run in each way */
 
 static UNUSED int rank(void) { return mo_comm_rank(comm); }
 static UNUSED bool is_root(void) { return rank() == 0; }
@@ -127,7 +128,7 @@ static UNUSED void make_tables(mo_analysis *a, bool with_rows) {
 /* layer l belongs to rank l % R */
 static UNUSED void fixture_new(fixture *f) {
   *f = (fixture){.header = {"org/model-\xc3\xa9", "olmoe", "bf16", "cpu", "model: { };\n", L, H, E, N, S, 0,
-                             6.0, 0.25, 0.06, 1.0, {100, 7}, 1234567890123, 123456789, 1}};
+                             6.0, 0.25, 0.06, 1.0, {100, 7}, 1234567890123, 123456789, 1, "a \"text\""}};
   f->header.n_ranks = mo_comm_size(comm);
   f->tokens = (mo_tokens){.ids = calloc(N * S, sizeof(int32_t)), .n_sequences = N, .length = S};
   assert_non_null(f->tokens.ids);
@@ -153,7 +154,7 @@ static UNUSED void fixture_free(fixture *f) {
 
 static UNUSED mo_results *create(const fixture *f, const char *path) {
   mo_results *results;
-  assert_ok(mo_results_create(&results, path, comm, &f->header, &f->tokens, NULL, 0));
+  assert_ok(mo_results_create(&results, path, comm, together, &f->header, &f->tokens, NULL, 0));
   assert_non_null(results);
   return results;
 }

@@ -1,4 +1,4 @@
-/* What the result file holds, written by all ranks together. ranks: 3 (layers dealt round robin, rank 0 reads back) */
+/* What the result file holds, written by all ranks, together and in turns. ranks: 3 (layers dealt round robin, rank 0 reads back) */
 #include <math.h>
 #include <stdio.h>
 
@@ -99,6 +99,7 @@ static void reader_returns_what_was_written(void **state) {
   assert_string_equal(file.architecture, "olmoe");
   assert_string_equal(file.precision, "bf16");
   assert_string_equal(file.device, "cpu");
+  assert_string_equal(file.dataset, "a \"text\"");
   assert_int_equal(strlen(file.started), strlen("2024-01-01T00:00:00Z"));
   assert_true(strcmp(file.started, file.finished) <= 0);
   assert_int_equal(file.finished[strlen(file.finished) - 1], 'Z');
@@ -416,21 +417,35 @@ static void units_are_given(void **state) {
 
 static float activation(int64_t layer, int site, int64_t i) { return (float)(1000 * layer + 500 * site + i); }
 
+static const int64_t activation_layers[] = {1, 4};
+
+/* This rank's, sequence 2 first, then 0..1. */
+static mo_status give_activations(void *context, mo_results *results) {
+  float values[N * S * H];
+  (void)context;
+  for (int k = 0; k < 4; k++) {
+    int64_t layer = activation_layers[k / 2];
+    if (shared.owner[layer] != rank()) continue;
+    for (int i = 0; i < N * S * H; i++) values[i] = activation(layer, k % 2, i);
+    MO_TRY(mo_results_write_activations(results, layer, (mo_site)(k % 2), 2, 1, values + 2 * S * H));
+    MO_TRY(mo_results_write_activations(results, layer, (mo_site)(k % 2), 0, 2, values));
+  }
+  return MO_OK;
+}
+
 static void activations_are_stored_by_their_owners(void **state) {
   (void)state;
-  const int64_t layers[] = {1, 4};
   mo_results *results;
   float values[N * S * H], back[N * S * H];
-  assert_ok(mo_results_create(&results, "act.h5", comm, &shared.header, &shared.tokens, layers, 2));
-  for (int k = 0; k < 4; k++) {
-    if (shared.owner[layers[k / 2]] != rank()) continue;
-    for (int i = 0; i < N * S * H; i++) values[i] = activation(layers[k / 2], k % 2, i);
-    /* sequences 2, then 0..1 */
-    assert_ok(mo_results_write_activations(results, layers[k / 2], (mo_site)(k % 2), 2, 1, values + 2 * S * H));
-    assert_ok(mo_results_write_activations(results, layers[k / 2], (mo_site)(k % 2), 0, 2, values));
+  bool in_turns = together == MO_TOGETHER_OFF && mo_comm_size(comm) > 1;
+  assert_ok(mo_results_create(&results, "act.h5", comm, together, &shared.header, &shared.tokens,
+                              activation_layers, 2));
+  mo_results_set_activations(results, give_activations, NULL);
+  assert_ok(give_activations(NULL, results));
+  if (!in_turns) {
+    assert_int_equal(mo_results_write_activations(results, 2, MO_SITE_LN_MLP, 0, 1, values), MO_FAILED);
+    assert_error("/activations/002/ln_mlp");
   }
-  assert_int_equal(mo_results_write_activations(results, 2, MO_SITE_LN_MLP, 0, 1, values), MO_FAILED);
-  assert_error("/activations/002/ln_mlp");
   assert_ok(write_all(results, &shared));
   assert_ok(mo_results_finish(results));
   wait_for_all();
@@ -441,7 +456,7 @@ static void activations_are_stored_by_their_owners(void **state) {
     hid_t dataset = H5Dopen2(file, names[k], H5P_DEFAULT);
     assert_int_equal(H5Dget_storage_size(dataset), sizeof back);
     assert_true(H5Dread(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, back) >= 0);
-    for (int i = 0; i < N * S * H; i++) assert_true(back[i] == activation(layers[k / 2], k % 2, i));
+    for (int i = 0; i < N * S * H; i++) assert_true(back[i] == activation(activation_layers[k / 2], k % 2, i));
     H5Dclose(dataset);
   }
   H5Fclose(file);
@@ -502,7 +517,9 @@ int main(int argc, char **argv) {
       cmocka_unit_test(single_token_sequences),
   };
   if (mo_comm_open(&comm, &argc, &argv) != MO_OK) return 1;
-  int failed = cmocka_run_group_tests(tests, prepare, tidy);
+  int failed = 0;
+  for (together = MO_TOGETHER_AUTO; together <= MO_TOGETHER_OFF; together++)
+    failed += cmocka_run_group_tests(tests, prepare, tidy);
   mo_comm_close(comm);
   return failed;
 }

@@ -241,11 +241,29 @@ static int tidy(void **state) {
   return unlink(PATH);
 }
 
+static void the_dataset_is_a_note(void **state) {
+  (void)state;
+  write_good(H5T_STD_I32LE, false, -1, 0);
+  assert_null(mo_tokens_dataset(PATH));
+  put_attribute("dataset", "Zo\xc3\xab's corpus", true);
+  char *note = mo_tokens_dataset(PATH);
+  assert_string_equal(note, "Zo\xc3\xab's corpus");
+  free(note);
+  write_good(H5T_STD_I32LE, false, -1, 0);
+  put_attribute("dataset", "fixed", false);
+  note = mo_tokens_dataset(PATH);
+  assert_string_equal(note, "fixed");
+  free(note);
+  assert_null(mo_tokens_dataset("absent.h5"));
+  assert_string_equal(mo_error_message(), ""); /* nobody shall be told that a note is missing */
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_part_can_be_read),
       cmocka_unit_test(big_endian_and_packed_files_are_read),
       cmocka_unit_test(attributes_do_not_matter),
+      cmocka_unit_test(the_dataset_is_a_note),
       cmocka_unit_test(too_few_or_too_short),
       cmocka_unit_test(senseless_sizes),
       cmocka_unit_test(ids_outside_the_vocabulary),
