@@ -32,10 +32,10 @@ static double grown(const mo_followed *f, int64_t t, int64_t i, double part) {
   return part * ((double)f->before[t * f->n + i] + (double)f->after[t * f->n + i]);
 }
 
-/* Of feature i by the routed rows first .. last-1 of an expert. */
-static double growth_of_rows(const growth_job *job, int64_t first, int64_t last, int64_t i) {
+/* `total` and the growth of feature i by the routed rows first .. last-1 of an expert, one sequence after the other. */
+static double growth_of_rows(const growth_job *job, int64_t first, int64_t last, int64_t i, double total) {
   const mo_followed *f = job->followed;
-  double total = 0, sum = 0;
+  double sum = 0;
   int64_t sequence = -1;
   for (int64_t r = first; r < last; r++) {
     int64_t t = job->routing->row[r];
@@ -49,8 +49,7 @@ static double growth_of_rows(const growth_job *job, int64_t first, int64_t last,
   return total + sum;
 }
 
-static double growth_of_shared(const growth_job *job, int64_t B, int64_t i) {
-  double total = 0;
+static double growth_of_shared(const growth_job *job, int64_t B, int64_t i, double total) {
   for (int64_t b = 0; b < B; b++) {
     double sum = 0;
     for (int64_t t = b * job->S; t < (b + 1) * job->S; t++)
@@ -69,10 +68,10 @@ mo_status cpu_expert_growth(mo_backend *backend, const mo_model_spec *spec, cons
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->threads)
   for (int64_t cell = 0; cell < E * n; cell++) {
     int64_t e = cell / n;
-    growth[cell] += growth_of_rows(&job, routing->start[e], routing->start[e + 1], cell % n);
+    growth[cell] = growth_of_rows(&job, routing->start[e], routing->start[e + 1], cell % n, growth[cell]);
   }
   if (spec->moe.shared == MO_SHARED_NONE) return MO_OK;
 #pragma omp parallel for schedule(static) num_threads(cpu->threads)
-  for (int64_t i = 0; i < n; i++) growth[E * n + i] += growth_of_shared(&job, B, i);
+  for (int64_t i = 0; i < n; i++) growth[E * n + i] = growth_of_shared(&job, B, i, growth[E * n + i]);
   return MO_OK;
 }

@@ -70,7 +70,7 @@ static __global__ void __launch_bounds__(WARPS * 32) grow_routed(growth_job job,
   int lane = (int)threadIdx.x % 32;
   if (cell >= rows.experts * n) return;
   int64_t r = rows.start[e], end = rows.start[e + 1];
-  double total = 0;
+  double total = job.growth[cell]; /* added to sequence by sequence, so that micro-batches in order may be of any size */
   for (int64_t b = 0; b < job.B; b++) {
     int64_t next = first_row_from(job.row, r, end, (b + 1) * job.S);
     double sum = 0;
@@ -82,20 +82,20 @@ static __global__ void __launch_bounds__(WARPS * 32) grow_routed(growth_job job,
     total += sum_of_warp(sum);
     r = next;
   }
-  if (lane == 0) job.growth[cell] += total;
+  if (lane == 0) job.growth[cell] = total;
 }
 
 /* A warp per feature: the shared expert, which every token goes to. */
 static __global__ void __launch_bounds__(32) grow_shared(growth_job job, double *growth) {
   int64_t i = blockIdx.x, n = job.followed.n;
-  double total = 0;
+  double total = growth[i];
   for (int64_t b = 0; b < job.B; b++) {
     double sum = 0;
     for (int64_t t = b * job.S + threadIdx.x; t < (b + 1) * job.S; t += 32)
       sum += grown(job.followed, t, i, (double)job.followed.shared[t * n + i]);
     total += sum_of_warp(sum);
   }
-  if (threadIdx.x == 0) growth[i] += total;
+  if (threadIdx.x == 0) growth[i] = total;
 }
 
 mo_status cuda_expert_growth(mo_backend *backend, const mo_model_spec *spec, const void *expert_out,
