@@ -21,12 +21,16 @@ if __name__ == "__main__":
     venv_python.need("h5py", "matplotlib", "numpy")
 
 import matplotlib as mpl  # noqa: E402
+import numpy as np  # noqa: E402
 from plot import draw_all  # noqa: E402
+from study_finding import dead_experts, finding, layer_agreement  # noqa: E402
+from study_growth import EXPERTS_SHOWN, Growth, growth_of_features  # noqa: E402
 from study_results import CLASSES, BadInput, Parser, Result, fail, read_results  # noqa: E402
 from study_style import STYLE, Drawn, short_count  # noqa: E402
 
 PAGE = pathlib.Path(__file__).with_name("report_page.html")
 FEATURES = 100
+EXPERTS = 20
 DETAILS = """examples:
   scripts/report.py results/demo.h5 -o results/demo.html
   scripts/report.py results/*.h5 -o results/sweep.html --title "Seven models" --features 0
@@ -132,6 +136,7 @@ MODEL_COLUMNS = {
     "median_layer_percentage": Column("median layer %", "likewise, the median", percent),
     "mean_seq_percentage": Column("mean position %", "mean share of positions hit, over the outlier features", percent),
     "median_seq_percentage": Column("median position %", "likewise, the median", percent),
+    "layer_agreement": Column("layer agreement %", "mean share of layers hit, over its strongest features", percent),
     "perplexity": Column("perplexity", "exp of the mean next-token loss", four_digits),
     "threshold": Column("threshold", "magnitude from which a value is an outlier value", count),
     "precision": Column("precision", "of the run", str, False),
@@ -152,10 +157,57 @@ FEATURE_COLUMNS = {
     "q1": Column("q1", "first quartile of the signed outlier values", two_digits),
     "median": Column("median", "median of the signed outlier values", two_digits),
     "q3": Column("q3", "third quartile of the signed outlier values", two_digits),
+    "first_token_share": Column("first token %", "part of its outlier values that are at position 0", percent),
     "share": Column("share %", "part of all outlier values of the model", percent),
     "sequences_qualified": Column("sequences", "sequences in which it qualifies alone", count),
     "qualifies_share": Column("qualifies %", "bootstrap draws in which it qualifies", percent),
     "systematic_share": Column("systematic %", "bootstrap draws in which it is systematic", percent),
+}
+
+AGREEMENT_COLUMNS = {
+    "label": Column("model", "name of the model", str, False),
+    "classification": Column("class", "the highest class that one of its features has", str, False),
+    "layer_agreement": Column("layer agreement %", "mean of the shares of layers that these features hit", percent),
+    "features": Column("strongest features", "up to five that qualify, largest magnitude first", str, False),
+    "layers": Column("their layers %", "share of the layers that each of them hits", str, False),
+}
+
+ABLATION_COLUMNS = {
+    "variant": Column("variant", "INTACT: as it is; FEATURES: no outlier features; RANDOM: no others", str, False),
+    "draw": Column("draw", "of random features", count),
+    "n_features": Column("zeroed", "features set to 0 at every site", count),
+    "perplexity": Column("perplexity", "exp of the mean next-token loss", four_digits),
+    "nll_mean": Column("loss", "mean negative log-likelihood of the next tokens, in nats", four_digits),
+    "top1_attention": Column("top-1 attention %", "largest probability of an attention softmax, mean", percent),
+    "top1_token": Column("top-1 token %", "probability of the likeliest next token, mean", percent),
+    "features": Column("features", "the features set to 0", str, False),
+}  # fmt: skip
+
+GROWTH_COLUMNS = {
+    "feature": Column("feature", "hidden dimension", count),
+    "layer": Column("layer", "from 0", count),
+    "expert": Column("expert", "from 0; shared: the one that gets every token", str, False),
+    "growth": Column("growth", "what it adds to the sum of the feature's squares over all tokens", four_digits),
+    "share": Column("of layer %", "part of what all experts of the layer add", percent),
+    "share_of_total": Column("of all layers %", "part of what all layers with experts add", percent),
+}
+
+DEAD_COLUMNS = {
+    "layer": Column("layer", "from 0", count),
+    "dead": Column("dead experts", "routed experts that got no token", count),
+    "experts": Column("which", "their numbers, from 0", str, False),
+}
+
+EXPERT_COLUMNS = {
+    "layer": Column("layer", "from 0", count),
+    "expert": Column("expert", "from 0; shared: the one that gets every token", str, False),
+    "tokens": Column("tokens", "tokens that it got", count),
+    "outlier_values": Column("outlier values", "that its tokens have at ln_mlp", count),
+    "outlier_tokens": Column("outlier tokens", "of its tokens those with an outlier value at ln_mlp", count),
+    "max_output": Column("largest output", "largest magnitude of its down projection's output", four_digits),
+    "max_sequence": Column("sequence", "where that is", count),
+    "max_position": Column("position", "where that is", count),
+    "max_token": Column("token", "the token id there", count),
 }
 
 
@@ -164,6 +216,8 @@ def model_value(result: Result, name: str) -> Value:
         return Value(result.label)
     if name == "classification":
         return Value(result.classification)
+    if name == "layer_agreement":
+        return Value(layer_agreement(result).layer_agreement)
     for values in (result.summary, result.perplexity):
         if name in values:
             return Value(values[name], *result.interval(name))
@@ -192,6 +246,63 @@ def shown_features(result: Result, limit: int) -> tuple[list[dict[str, Value]], 
 
 def feature_columns(result: Result) -> dict[str, Column]:
     return {name: column for name, column in FEATURE_COLUMNS.items() if name in result.features.dtype.names}
+
+
+def listed(numbers: list[object]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def agreement_row(result: Result) -> dict[str, Value]:
+    agreement = layer_agreement(result)
+    return {
+        "label": Value(result.label),
+        "classification": Value(result.classification),
+        "layer_agreement": Value(agreement.layer_agreement),
+        "features": Value(listed(agreement.features["feature"].tolist())),
+        "layers": Value(listed([percent(value) for value in agreement.features["block_percentage"]])),
+    }
+
+
+def ablation_features(result: Result, row: object) -> str:
+    rows = result.ablation_features
+    if rows is None:
+        return ""
+    return listed(rows["feature"][(rows["variant"] == row["variant"]) & (rows["draw"] == row["draw"])].tolist())
+
+
+def ablation_row(result: Result, row: object) -> dict[str, Value]:
+    found = {name: Value(row[name]) for name in ABLATION_COLUMNS if name != "features"}
+    found["variant"] = Value(str(row["variant"]))
+    found["draw"] = Value(row["draw"] if row["draw"] >= 0 else None)
+    return found | {"features": Value(ablation_features(result, row))}
+
+
+def growth_rows(grown: Growth) -> list[dict[str, Value]]:
+    rows = [{name: Value(row[name]) for name in ("feature", "layer", "growth", "share")} for row in grown.experts]
+    for row, expert in zip(rows, grown.experts):
+        row["expert"] = Value("shared" if expert["expert"] == -1 else str(expert["expert"]))
+        row["share_of_total"] = Value(expert["growth"] / grown.total if grown.total > 0 else None)
+    return rows
+
+
+def dead_rows(dead: list[tuple[int, int]]) -> list[dict[str, Value]]:
+    layers: dict[int, list[object]] = {}
+    for layer, expert in dead:
+        layers.setdefault(layer, []).append(expert)
+    return [
+        {"layer": Value(layer), "dead": Value(len(experts)), "experts": Value(listed(experts))}
+        for layer, experts in layers.items()
+    ]
+
+
+def expert_rows(result: Result) -> list[dict[str, Value]]:
+    """Those with the largest outputs, of equal ones the first of the table."""
+    order = np.argsort(-result.experts["max_output"], kind="stable")[:EXPERTS]
+    rows = result.experts[order]
+    return [
+        {name: Value("shared" if name == "expert" and row["shared"] else row[name]) for name in EXPERT_COLUMNS}
+        for row in rows[rows["tokens"] > 0]
+    ]
 
 
 # --- the page ---
@@ -242,18 +353,70 @@ def add_overview(page: Page, results: list[Result], figures: list[Drawn]) -> Non
     page.add(f'<nav aria-label="models"><ul>{links}</ul></nav>', "<h2>Across models</h2>")
     caption = "One row per result file; small print: 95 % bootstrap intervals. Click on a heading to sort."
     page.add_table("models", caption, MODEL_COLUMNS, model_rows(results))
+    caption = "Do a model's strongest outlier features hit the same layers? At 100 % each of them hits every layer."
+    page.add("<h3>Layer agreement</h3>")
+    page.add_table("agreement", caption, AGREEMENT_COLUMNS, [agreement_row(result) for result in results])
+    if len(results) > 1:
+        page.add("<h3>Architecture or size</h3>", f'<p id="finding">{html.escape(finding(results))}</p>')
     page.add(pictures(figures, None))
+
+
+def add_ablation(page: Page, number: int, result: Result) -> None:
+    if result.ablation is None:
+        return
+    page.add("<h3>Without outlier features</h3>")
+    if not len(result.ablation):
+        page.add("<p>No feature qualifies, so none was set to 0.</p>")
+        return
+    caption = "The model again, with features set to 0 at every site: its outlier features, and as many random others."
+    rows = [ablation_row(result, row) for row in result.ablation]
+    page.add_table(f"ablation-{number}", caption, ABLATION_COLUMNS, rows)
+
+
+def add_growth(page: Page, number: int, result: Result) -> None:
+    rows = [row for grown in growth_of_features(result) for row in growth_rows(grown)]
+    if rows:
+        caption = f"Growth of the outlier features by experts: the {EXPERTS_SHOWN} that add most to each."
+        page.add_table(f"growth-{number}", caption, GROWTH_COLUMNS, rows)
+
+
+def add_experts(page: Page, number: int, result: Result) -> None:
+    dead = dead_experts(result)
+    if dead is None:
+        return
+    routed = int((result.experts["shared"] == 0).sum())
+    page.add("<h3>Experts</h3>")
+    if dead:
+        caption = f"Dead experts: {len(dead)} of {routed} got no token."
+        page.add_table(f"dead-{number}", caption, DEAD_COLUMNS, dead_rows(dead))
+    else:
+        page.add(f"<p>No dead experts: each of the {routed} got a token.</p>")
+    rows = expert_rows(result)
+    caption = f"The {len(rows)} experts with the largest outputs."
+    page.add_table(f"experts-{number}", caption, EXPERT_COLUMNS, rows)
+
+
+def criteria_text(result: Result) -> str:
+    names = ("min_layer_fraction", "min_position_fraction", "systematic_fraction")
+    if not all(name in result.attributes for name in names):
+        return f"threshold {result.threshold:g}"
+    layers, positions, systematic = (result.number(name) for name in names)
+    return (
+        f"threshold {result.threshold:g}; qualifies with {layers:g} of the sites and {positions:g} of the positions; "
+        f"systematic with {systematic:g} of the layers"
+    )
 
 
 def add_model(page: Page, number: int, result: Result, figures: list[Drawn]) -> None:
     attributes = result.attributes
+    dataset = f"; tokens of {html.escape(str(attributes['dataset']))}" if attributes.get("dataset") else ""
     page.add(
         f'<h2 id="model-{number}">{html.escape(result.label)}: '
         f'<span class="{result.classification}">{result.classification}</span></h2>',
         f'<p class="soft">{html.escape(result.name)}, file {html.escape(result.path.name)}; '
         f"{attributes['n_layers']} layers, hidden size {attributes['hidden_size']}; "
         f"{html.escape(str(attributes['precision']))} on {html.escape(str(attributes['device']))}; "
-        f"finished {html.escape(str(attributes['finished']))}</p>",
+        f"finished {html.escape(str(attributes['finished']))}{dataset}; {criteria_text(result)}</p>",
     )
     rows, more = shown_features(result, page.features)
     what = "Outlier features" if result.qualified.any() else "No feature qualifies. All features with outlier values"
@@ -262,6 +425,9 @@ def add_model(page: Page, number: int, result: Result, figures: list[Drawn]) -> 
         page.add_table(f"features-{number}", caption, feature_columns(result), rows)
     else:
         page.add(f"<p>No value reached the threshold {result.threshold:g}.</p>")
+    add_ablation(page, number, result)
+    add_growth(page, number, result)
+    add_experts(page, number, result)
     page.add(pictures(figures, result))
     page.add(f"<details><summary>Config of the run</summary><pre>{html.escape(result.config)}</pre></details>")
 

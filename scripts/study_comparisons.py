@@ -102,7 +102,7 @@ def model_handles(found: list[Point], look: dict[str, Look]) -> list[Line2D]:
 
 
 def finish(figure, axes: Axes, handles: list[Line2D], note: str) -> None:
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, handlelength=3)
     footnote(figure, note)
 
 

@@ -262,7 +262,7 @@ def draw_expert_points(axes: Axes, rows: np.ndarray, column: str, label: str) ->
     """A point per (layer, expert): a column against its tokens."""
     drawn = np.isfinite(rows[column].astype(np.float64))
     points = axes.scatter(rows["tokens"][drawn], rows[column][drawn], c=rows["layer"][drawn], cmap=MAGNITUDES, s=14,
-                          alpha=0.85, linewidths=0)  # fmt: skip
+                          alpha=0.85, linewidths=0, clip_on=False, zorder=3)  # fmt: skip
     axes.figure.colorbar(points, ax=axes, label="layer", pad=0.02).ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(short_count))
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -318,8 +318,9 @@ def draw_bars(axes: Axes, rows: np.ndarray, column: str) -> None:
             axes.text(place, 0, "not computed", rotation=90, ha="center", va="bottom", fontsize=8)
             continue
         axes.bar(place, values.mean(), width=0.62, color=ABLATION_COLOURS[place % len(ABLATION_COLOURS)], alpha=0.85)
-        axes.annotate(f"{values.mean():.4g}", (place, values.max()), xytext=(0, 6), textcoords="offset points",
-                      ha="center", fontsize=8)  # fmt: skip
+        axes.annotate(f"{values.mean():#.4g}", (place, values.max()), xytext=(0, 8), textcoords="offset points",
+                      ha="center", fontsize=8,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
         if len(values) > 1:
             spread = np.linspace(-0.18, 0.18, len(values))
             axes.plot(place + spread, values, "o", color=BLACK, markersize=3, markerfacecolor="white")

@@ -50,6 +50,8 @@ class Result:
     expert_tokens: np.ndarray | None  # [L, E]
     experts: np.ndarray | None
     ablation: np.ndarray | None
+    ablation_features: np.ndarray | None  # what each variant zeroes
+    growth: np.ndarray | None  # of the outlier features, by experts
 
     @property
     def name(self) -> str:
@@ -154,6 +156,8 @@ def read_open(file: h5py.File, path: pathlib.Path) -> Result:
         expert_tokens=table(file, "routing/expert_tokens"),
         experts=table(file, "experts"),
         ablation=readable(table(file, "ablation"), "variant", file.get("ablation")),
+        ablation_features=readable(table(file, "ablation_features"), "variant", file.get("ablation_features")),
+        growth=table(file, "growth"),
     )
 
 

@@ -78,6 +78,7 @@ def looks(results: list[Result]) -> dict[str, Look]:
 def new_figure(width: float, height: float, **subplots) -> tuple[Figure, list[Axes]]:
     """A figure in inches and its axes, row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     return figure, list(figure.subplots(squeeze=False, **subplots).flat)
 
 

@@ -3,6 +3,7 @@
 
 #include "report.h"
 #include "report_ablation.h"
+#include "report_growth.h"
 
 static void add_integer(mo_text_table *table, int64_t number) { mo_text_table_add(table, "%" PRId64, number); }
 static void add_real(mo_text_table *table, double number) { mo_text_table_add_number(table, "%.12g", number, ""); }
@@ -66,7 +67,8 @@ static mo_status print_models(const mo_report_model *models, int n, FILE *out) {
                                            {.name = "min_position_fraction"},
                                            {.name = "systematic_fraction"},
                                            {.name = "bootstrap_draws"},
-                                           {.name = "bootstrap_seed"}};
+                                           {.name = "bootstrap_seed"},
+                                           {.name = "dataset"}};
   mo_text_table table = MO_TEXT_TABLE(columns);
   for (int i = 0; i < n; i++) {
     const mo_results_file *file = &models[i].file;
@@ -108,6 +110,7 @@ static mo_status print_models(const mo_report_model *models, int n, FILE *out) {
     add_real(&table, file->criteria.systematic_fraction);
     add_size(&table, file->bootstrap.draws);
     add_size(&table, file->bootstrap.seed);
+    add_text(&table, file->dataset);
   }
   mo_status status = mo_text_table_print(&table, MO_TABLE_CSV, out);
   mo_text_table_free(&table);
@@ -177,5 +180,6 @@ mo_status mo_report_print_csv(const mo_report_model *models, int n, FILE *out) {
   MO_TRY(print_models(models, n, out));
   fputc('\n', out);
   MO_TRY(print_features(models, n, out));
-  return mo_report_ablation_csv(models, n, out);
+  MO_TRY(mo_report_ablation_csv(models, n, out));
+  return mo_report_growth_csv(models, n, out);
 }

@@ -4,6 +4,7 @@
 
 #include "report.h"
 #include "report_ablation.h"
+#include "report_growth.h"
 
 /* Setting a member fails if memory ran out for the object or the value; *ok then stays false to the end. */
 static void put(json_t *object, const char *name, json_t *value, bool *ok) {
@@ -151,6 +152,10 @@ static json_t *model_json(const mo_report_model *model, bool *ok) {
   put_text(object, "file", file->path, ok);
   put_text(object, "model_name", file->model_name, ok);
   put_text(object, "architecture", file->architecture, ok);
+  if (file->dataset[0])
+    put_text(object, "dataset", file->dataset, ok);
+  else
+    put(object, "dataset", json_null(), ok);
   put_integer(object, "n_layers", file->n_layers, ok);
   put_integer(object, "hidden_size", file->hidden_size, ok);
   put_integer(object, "n_sequences", file->n_sequences, ok);
@@ -174,6 +179,7 @@ static json_t *model_json(const mo_report_model *model, bool *ok) {
   put(object, "summary", summary_json(&file->summary, ok), ok);
   put(object, "features", features_json(model, ok), ok);
   if (file->ablation.n_rows > 0) put(object, "ablation", mo_report_ablation_json(model), ok);
+  if (file->ablation.n_growth > 0) put(object, "growth", mo_report_growth_json(model), ok);
   return object;
 }
 

@@ -4,6 +4,7 @@
 
 #include "report.h"
 #include "report_ablation.h"
+#include "report_growth.h"
 
 static const char *class_name(int32_t classification) {
   return mo_classification_name((mo_classification)classification);
@@ -220,6 +221,11 @@ static void print_summary(const mo_report_model *model, mo_table_style style, FI
   fprintf(out, ", %" PRId64 " rank%s\n", file->n_ranks, mo_plural(file->n_ranks));
   item("tokens", style, out);
   fprintf(out, "%" PRId64 " sequence%s x %" PRId64 "\n", file->n_sequences, mo_plural(file->n_sequences), file->sequence_length);
+  if (file->dataset[0]) {
+    item("dataset", style, out);
+    mo_print_clean(file->dataset, out);
+    fputc('\n', out);
+  }
   print_criteria(file, style, out);
   item("perplexity", style, out);
   if (isnan(file->perplexity))
@@ -276,7 +282,8 @@ static mo_status print_model(const mo_report_model *model, mo_table_style style,
     fputs("No feature qualifies as an outlier feature. Those with the largest magnitude are:\n\n", out);
   MO_TRY(print_features(model, style, out));
   if (model->n_more > 0) fprintf(out, "\n%" PRId64 " more: --features 0 shows all.\n", model->n_more);
-  return mo_report_ablation_text(model, style, out);
+  MO_TRY(mo_report_ablation_text(model, style, out));
+  return mo_report_growth_text(model, style, out);
 }
 
 mo_status mo_report_print_text(const mo_report_model *models, int n, const mo_report_finding *finding,

@@ -22,16 +22,18 @@ import report as html_report  # of scripts/, which study has put in the path
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(not BROWSER, reason="chromium is not installed (apt-get install chromium)")
+TABLES = 21  # of the page of study.RESULTS
 CLICK = "<script>addEventListener('load', () => document.querySelector('{}').click())</script></body>"
 
 
 class Tables(html.parser.HTMLParser):
-    """tables: {id: [{column: cell}]}, a cell being its attributes and "text"; checked: what the page's script noted."""
+    """tables: {id: [{column: cell}]}, a cell being its attributes and "text"; checked: what the page's script noted;
+    texts: {id: text} of the paragraphs that have one."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.checked, self.targets = {}, None, []
-        self.names, self.rows, self.cells = [], None, None
+        self.tables, self.checked, self.targets, self.texts = {}, None, [], {}
+        self.names, self.rows, self.cells, self.paragraph = [], None, None, None
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -45,18 +47,24 @@ class Tables(html.parser.HTMLParser):
             self.names.append(attributes["data-name"])
         elif tag == "tr":
             self.cells = []
+        elif tag == "p":
+            self.paragraph = attributes.get("id")
         elif tag == "td":
             self.cells.append(attributes | {"text": ""})
 
     def handle_endtag(self, tag):
         if tag == "tr" and self.cells:
             self.rows.append(dict(zip(self.names, self.cells, strict=True)))
-        elif tag in ("tr", "table"):
+        if tag in ("tr", "table"):
             self.cells = None
+        elif tag == "p":
+            self.paragraph = None
 
     def handle_data(self, data):
         if self.cells:
             self.cells[-1]["text"] += data
+        elif self.paragraph:
+            self.texts[self.paragraph] = self.texts.get(self.paragraph, "") + data
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +81,14 @@ def page(files, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(files):
+def reported(files):
     """What the program reports, as JSON."""
-    return json.loads(helpers.run(["report", *files.values(), "--format", "json"]).stdout)["models"]
+    return json.loads(helpers.run(["report", *files.values(), "--format", "json"]).stdout)
+
+
+@pytest.fixture(scope="module")
+def models(reported):
+    return reported["models"]
 
 
 def browse(path, folder):
@@ -134,8 +147,10 @@ def assert_row(row, values, columns):
 def test_models_are_the_report(page, models):
     rows = Tables(page.read_text()).tables["models"]
     for row, model in zip(rows, models, strict=True):
-        common = assert_row(row, model | model["summary"], html_report.MODEL_COLUMNS)
-        assert len(common) >= 13
+        values = model | model["summary"] | {"layer_agreement": model["agreement"]["layer_agreement"]}
+        values |= {"layer_agreement": math.nan} if values["layer_agreement"] is None else {}
+        common = assert_row(row, values, html_report.MODEL_COLUMNS)
+        assert len(common) >= 14
         assert row["label"]["text"].split()[0] == model["model_name"].rsplit("/", 1)[-1]
 
 
@@ -145,8 +160,133 @@ def test_features_are_the_report(page, models):
         rows = tables.get(f"features-{number}", [])
         for row, feature in zip(rows, model["features"], strict=True):
             common = assert_row(row, feature, html_report.FEATURE_COLUMNS)
-            assert len(common) >= 14
+            assert len(common) >= 15
     assert "features-5" not in tables and "No value reached the threshold 1e+30" in page.read_text()
+
+
+def numbers(cell):
+    """Of a cell that lists some."""
+    return [float(text) for text in cell["data-value"].split(", ")] if cell["data-value"] else []
+
+
+def test_agreement_is_the_report(page, models):
+    rows = Tables(page.read_text()).tables["agreement"]
+    for row, model in zip(rows, models, strict=True):
+        agreement = model["agreement"]
+        assert_number(row["layer_agreement"], agreement["layer_agreement"])
+        assert numbers(row["features"]) == agreement["features"]
+        layers = {feature["feature"]: feature["block_percentage"] for feature in model["features"]}
+        assert numbers(row["layers"]) == pytest.approx([100 * layers[f] for f in agreement["features"]], abs=0.051)
+        assert row["classification"]["data-value"] == model["summary"]["classification"]
+    assert any(row["features"]["data-value"].count(",") == 4 for row in rows)
+
+
+def test_ablation_is_the_report(page, models):
+    tables = Tables(page.read_text()).tables
+    found = 0
+    for number, model in enumerate(models):
+        assert (f"ablation-{number}" in tables) == ("ablation" in model)
+        for row, values in zip(tables.get(f"ablation-{number}", []), model.get("ablation", []), strict=True):
+            common = assert_row(row, values | {"features": ", ".join(map(str, values["features"]))},
+                                html_report.ABLATION_COLUMNS)  # fmt: skip
+            assert common == list(html_report.ABLATION_COLUMNS)
+            found += 1
+    assert found == 7
+
+
+def assert_growth(rows, model):
+    """Of a table of the page and a model of the report; how many rows."""
+    features = model.get("growth", [])
+    expected = [row | {"feature": feature["feature"]} for feature in features for row in feature["experts"]]
+    for row, values in zip(rows, expected, strict=True):
+        values |= {"expert": "shared" if values["expert"] == -1 else str(values["expert"])}
+        values |= {name: math.nan for name in values if values[name] is None}
+        assert assert_row(row, values, html_report.GROWTH_COLUMNS) == list(html_report.GROWTH_COLUMNS)
+    return len(expected)
+
+
+def test_growth_is_the_report(page, models):
+    tables = Tables(page.read_text()).tables
+    found = [assert_growth(tables.get(f"growth-{number}", []), model) for number, model in enumerate(models)]
+    assert found[-1] >= 3 and not any(found[:-1])
+
+
+def test_odd_growth(files, tmp_path):
+    """A shared expert, growth that is no number, features without growth and such that /features lacks."""
+    path = study.extend(files["studied"], tmp_path / "odd.h5")
+    with h5py.File(path, "a") as file:
+        rows = file["growth"][:]
+        features = sorted(set(rows["feature"].tolist()))
+        assert len(features) >= 3
+        rows["expert"][rows["expert"] == 1] = -1
+        rows["growth"][::3] = rows["share"][::4] = math.nan
+        rows["growth_of_layer"][rows["feature"] == features[0]] *= -1
+        rows["feature"][rows["feature"] == features[1]] = 10**6
+        file["growth"][:] = rows
+    study.run_script("report.py", path, "-o", tmp_path / "odd.html")
+    table = Tables((tmp_path / "odd.html").read_text()).tables["growth-0"]
+    model = json.loads(helpers.run(["report", path, "--format", "json"]).stdout)["models"][0]
+    assert assert_growth(table, model) == 3 * len(features)
+    assert {row["expert"]["text"] for row in table} >= {"shared"} and table[-1]["feature"]["text"] == "1000000"
+    assert any(row["share_of_total"]["text"] == "-" for row in table)
+
+
+def test_dead_experts_are_the_report(page, models):
+    tables = Tables(page.read_text()).tables
+    assert {bool(model["dead_experts"]) for model in models} == {True, False}
+    for number, model in enumerate(models):
+        rows = tables.get(f"dead-{number}", [])
+        shown = [[int(row["layer"]["data-value"]), int(expert)] for row in rows for expert in numbers(row["experts"])]
+        assert shown == (model["dead_experts"] or [])
+        assert [int(row["dead"]["data-value"]) for row in rows] == [len(numbers(row["experts"])) for row in rows]
+
+
+def test_experts_are_the_file_s(files, page):
+    tables = Tables(page.read_text()).tables
+    for number, path in enumerate(files.values()):
+        with h5py.File(path) as file:
+            rows = sorted(file["experts"][:], key=lambda row: -row["max_output"]) if "experts" in file else []
+        shown = tables.get(f"experts-{number}", [])
+        assert len(shown) == min(sum(row["tokens"] > 0 for row in rows), html_report.EXPERTS)
+        for cells, row in zip(shown, rows):
+            assert cells["expert"]["text"] == ("shared" if row["shared"] else str(row["expert"]))
+            for name in html_report.EXPERT_COLUMNS:
+                if name != "expert":
+                    assert_number(cells[name], float(row[name]))
+
+
+def test_finding_is_the_report(page, reported):
+    assert Tables(page.read_text()).texts["finding"] == reported["finding"]["text"]
+
+
+# (architecture, class of the model, parameters) of each file
+FINDINGS = {
+    "shown": (("gpt_oss", 2, 20), ("olmoe", 1, 7), ("mixtral", 1, 47)),
+    "not shown by size": (("gpt_oss", 2, 120), ("olmoe", 1, 7)),
+    "one architecture in two classes": (("gpt_oss", 2, 20), ("gpt_oss", 1, 120)),
+    "another is systematic": (("gpt_oss", 2, 20), ("olmoe", 2, 7), ("mixtral", 1, 47)),
+    "one without": (("gpt_oss", 2, 20), ("olmoe", 1, 47), ("mixtral", 0, 47)),
+    "no systematic one": (("olmoe", 1, 7), ("mixtral", 1, 47)),
+    "no probabilistic one": (("gpt_oss", 2, 20), ("olmoe", 0, 7)),
+    "neither": (("olmoe", 0, 7), ("mixtral", 0, 47)),
+}
+
+
+@pytest.mark.parametrize("name", (*FINDINGS, "other criteria"))
+def test_findings(files, tmp_path, name):
+    """Word for word what the program says of the same files."""
+    paths = []
+    for number, (architecture, classification, parameters) in enumerate(FINDINGS.get(name, FINDINGS["shown"])):
+        path = study.extend(files["gpt_oss"], tmp_path / f"{number}.h5", f"org/{architecture}", parameters * 10**9)
+        with h5py.File(path, "a") as file:
+            file.attrs["architecture"] = architecture
+            file["summary/classification"][()] = classification
+            if name == "other criteria" and number == 1:
+                file.attrs["systematic_fraction"] = 0.9
+        paths.append(path)
+    found = json.loads(helpers.run(["report", *paths, "--format", "json"]).stdout)["finding"]
+    assert html_report.finding(html_report.read_results(paths)) == found["text"]
+    assert found["architecture_matters_more_than_size"] == (name in ("shown", "one without", "another is systematic"))
 
 
 def test_sizes_and_intervals(files, page):
@@ -208,9 +348,10 @@ def test_in_a_browser(page, tmp_path):
     text, console = browse(page, tmp_path)
     assert console == []
     found, written = Tables(text), Tables(page.read_text())
-    assert found.tables == written.tables and len(found.tables) == 7
+    assert found.tables == written.tables and len(found.tables) == TABLES
     figures = page.read_text().count("<figure")
-    assert figures >= 20 and found.checked == f"7 tables, {figures} figures"
+    assert figures >= 20 and found.checked == f"{TABLES} tables, {figures} figures"
+    assert found.texts == written.texts and "finding" in found.texts
 
 
 @needs_browser

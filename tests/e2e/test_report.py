@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import random
 import re
 
 import h5py
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import helpers
+import test_mutations
 
 # name: (reference, analysis keys)
 RESULTS = {
@@ -308,6 +310,82 @@ def test_bad_file(results, tmp_path, spoil):
     assert "bad.h5" in done.stderr
 
 
+@pytest.mark.parametrize("size", (0, 2**40, 2**63))
+def test_damaged_text(results, tmp_path, size):
+    """HDF5 believes what the heap of the strings says of their sizes: it crashes, or never ends."""
+    path = tmp_path / "bad.h5"
+    test_mutations.damage_texts(results["systematic"].path, path, size)
+    done = helpers.run(["report", path], check=False, timeout=60 * helpers.SLOW)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("moe-outliers: error: ") and done.stderr.count("\n") == 1
+    assert "bad.h5" in done.stderr
+
+
+def test_random_damage_ends_cleanly(results, tmp_path):
+    good, refused = results["systematic"].path.read_bytes(), 0
+    path = tmp_path / "bad.h5"
+    for seed in range(60):
+        path.write_bytes(test_mutations.damage(random.Random(f"report {seed}"), good, len(good)))
+        args = ["report", path, *(("-s", "analysis.min_layer_fraction=0.5") if seed % 2 else ())]
+        done = helpers.run(args, check=False, timeout=60 * helpers.SLOW)
+        if done.returncode:
+            test_mutations.assert_clean_end(done, seed)
+        assert (done.returncode == 0) == (done.stderr == "") == (done.stdout != "")
+        refused += done.returncode == 2
+    assert refused > 20
+
+
+# --- what the tokens are of ---
+
+
+def token_file(folder, **attributes):
+    """A copy of a reference's tokens with these attributes."""
+    with h5py.File(helpers.REFERENCES / "olmoe_a" / "tokens.h5") as file, h5py.File(folder / "t.h5", "w") as copy:
+        dataset = copy.create_dataset("tokens", data=file["tokens"][:])
+        for name, value in attributes.items():
+            dataset.attrs[name] = value
+    return folder / "t.h5"
+
+
+def run_tokens(folder, tokens, ranks=None):
+    sections = helpers.run_sections(helpers.REFERENCES / "olmoe_a", tokens, folder / "r.h5")
+    helpers.run(["run", helpers.write_config(folder / "r.cfg", sections)], ranks, env=helpers.quick(ranks))
+    return folder / "r.h5"
+
+
+NAMES = {
+    "text": "Zoë's corpus, 2024\u20132025",
+    "fixed": np.bytes_(b"fixed length"),
+    "none": None,
+    "empty": "",
+    "number": 7,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ranks", (None, 2))
+def test_dataset_of_the_tokens(tmp_path, name, ranks):
+    given = NAMES[name]
+    path = run_tokens(tmp_path, token_file(tmp_path, **({} if given is None else {"dataset": given})), ranks)
+    expected = {"text": given, "fixed": "fixed length"}.get(name)
+    with h5py.File(path) as file:
+        assert file.attrs.get("dataset") == expected
+    assert json.loads(report(path, "--format", "json"))["models"][0]["dataset"] == expected
+    assert csv_tables(report(path, "--format", "csv"))[0][0]["dataset"] == (expected or "")
+    lines = [line.split(maxsplit=1)[1] for line in report(path).splitlines() if line.startswith("  dataset ")]
+    assert lines == ([expected] if expected else [])
+    assert (f"- dataset: {expected}\n" in report(path, "--format", "markdown")) == (expected is not None)
+
+
+@pytest.mark.parametrize("size", (0, 2**40, 2**63))
+def test_tokens_with_damaged_texts(tmp_path, size):
+    """The ids are all that a run needs."""
+    tokens = token_file(tmp_path, dataset="a corpus")
+    test_mutations.damage_texts(tokens, tokens, size)
+    with h5py.File(run_tokens(tmp_path, tokens)) as file:
+        assert "dataset" not in file.attrs and file.attrs["complete"] == 1
+
+
 # --- other criteria, without a new run ---
 
 OTHER_CRITERIA = (
@@ -422,6 +500,178 @@ def test_positions_that_disagree(results, tmp_path, spoil):
     done = helpers.run(["report", path, "-s", "analysis.seed=1"], check=False)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "bad.h5" in done.stderr
+
+
+# --- growth of the outlier features by experts ---
+
+GROWN = {"glm4_moe_a": True, "gpt_oss_a": False, "qwen3_next_a": True, "olmoe_a": False}  # has a shared expert
+
+
+def run_with_growth(folder, reference, **analysis):
+    checkpoint, output = helpers.REFERENCES / reference, folder / "growth.h5"
+    analysis = {"ablate": "features", "ablate_draws": 0} | analysis
+    sections = helpers.run_sections(checkpoint, checkpoint / "tokens.h5", output, analysis=analysis)
+    helpers.run(["run", helpers.write_config(folder / "growth.cfg", sections)], env=helpers.quick())
+    return output
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    return {name: run_with_growth(tmp_path_factory.mktemp(name), name) for name in GROWN}
+
+
+def growth_of(path):
+    """[(total, the three rows of /growth that are largest)] of each feature, in the order of /features."""
+    with h5py.File(path) as file:
+        rows, features = file["growth"][:], file["features"]["feature"].tolist()
+    found = []
+    for feature in sorted(set(rows["feature"].tolist()), key=lambda f: (features + [f]).index(f)):
+        mine = rows[rows["feature"] == feature]
+        of_layers = {row["layer"]: row["growth_of_layer"] for row in mine}
+        order = sorted(range(len(mine)), key=lambda i: (np.isnan(mine["growth"][i]), -mine["growth"][i]))
+        found.append((float(sum(of_layers.values())), mine[order][:3]))
+    return found
+
+
+def share_of_total(row, total):
+    return float(row["growth"]) / total if total > 0 else math.nan
+
+
+def assert_growth(shown, row, total):
+    """shown: of JSON or CSV."""
+    assert (int(shown["layer"]), int(shown["expert"])) == (row["layer"], row["expert"])
+    for name in ("growth", "growth_of_layer", "share"):
+        assert_number(shown[name], row[name])
+    assert_number(shown["share_of_total"], share_of_total(row, total))
+
+
+def printed_growth(row, total):
+    def percent(value):
+        return "-" if math.isnan(value) else f"{100 * float(value):.1f}"
+
+    expert = "shared" if row["expert"] == -1 else str(row["expert"])
+    growth = "-" if math.isnan(row["growth"]) else f"{row['growth']:.4g}"
+    cells = (str(row["feature"]), str(row["layer"]), expert, growth, percent(row["share"]))
+    names = ("feature", "layer", "expert", "growth", "of layer %", "of all layers %")
+    return dict(zip(names, (*cells, percent(share_of_total(row, total))), strict=True))
+
+
+def assert_growth_reported(path):
+    """In all formats, what the file's table gives."""
+    expected = growth_of(path)
+    pairs = [(row, total) for total, rows in expected for row in rows]
+    found = json.loads(report(path, "--format", "json"))["models"][0]["growth"]
+    for feature, (total, rows) in zip(found, expected, strict=True):
+        assert feature["feature"] == rows["feature"][0]
+        assert_number(feature["total"], total)
+        for shown, row in zip(feature["experts"], rows, strict=True):
+            assert_growth(shown, row, total)
+    table = csv_tables(report(path, "--format", "csv"))[-1]
+    for shown, (row, total) in zip(table, pairs, strict=True):
+        assert shown["file"] == str(path) and int(shown["feature"]) == row["feature"]
+        assert_number(shown["total"], total)
+        assert_growth(shown, row, total)
+    for style, split in FORMATS.items():
+        lines = report(path, "--format", style).splitlines()
+        after = lines[lines.index("Growth of the outlier features by experts:") :]
+        assert table_after(after, "feature", split) == [printed_growth(*pair) for pair in pairs]
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_growth(grown, name):
+    with h5py.File(grown[name]) as file:
+        rows, features = file["growth"][:], file["features"][:]
+        parts = np.unique(rows[["layer", "feature"]])
+        for part in parts:
+            mine = rows[(rows["layer"] == part["layer"]) & (rows["feature"] == part["feature"])]
+            np.testing.assert_allclose(mine["growth_of_layer"], np.add.accumulate(mine["growth"])[-1], rtol=1e-12)
+            np.testing.assert_array_equal(mine["share"], mine["growth"] / mine["growth_of_layer"])
+    assert (rows["expert"] == -1).any() == GROWN[name]
+    assert set(rows["feature"]) == set(features["feature"][features["classification"] != 0])
+    assert_growth_reported(grown[name])
+
+
+def test_growth_of_several(grown, results):
+    """One table of CSV for all files; a run without an ablation has none."""
+    paths = [results["dense"].path, *grown.values()]
+    table = csv_tables(report(*paths, "--format", "csv"))[-1]
+    expected = [str(path) for path in grown.values() for _, rows in growth_of(path) for _ in rows]
+    assert [row["file"] for row in table] == expected
+    models = json.loads(report(*paths, "--format", "json"))["models"]
+    assert ["growth" in model for model in models] == [False] + [True] * len(grown)
+    assert "Growth" not in report(paths[0])
+
+
+def test_growth_at_another_threshold(tmp_path):
+    """The features are those of the first threshold, which a further one may not know."""
+    path = run_with_growth(tmp_path, "olmoe_a", threshold=6.0, thresholds=(6.0, 1e9))
+    own, other = (
+        json.loads(report(path, "--format", "json", *args))["models"][0] for args in ((), ("--threshold", "1e9"))
+    )
+    assert other["features"] == [] and len(own["growth"]) > 1
+    assert other["growth"] == sorted(own["growth"], key=lambda feature: feature["feature"])
+
+
+def rewrite(source, path, change):
+    """A copy of the file with its growth changed."""
+    path.write_bytes(source.read_bytes())
+    with h5py.File(path, "a") as file:
+        rows = file["growth"][:]
+        del file["growth"]
+        changed = change(rows)
+        if changed is not None:
+            file["growth"] = changed
+    return path
+
+
+def of_no_growth(rows):
+    rows["growth_of_layer"] = rows["share"] = 0
+    return rows
+
+
+def of_nan(rows):
+    rows["growth"][::2] = rows["growth_of_layer"][::3] = rows["share"][::5] = np.nan
+    return rows
+
+
+def of_equal_growth(rows):
+    rows["growth"] = 7.5
+    return rows
+
+
+def of_falling_growth(rows):
+    rows["growth"] = -np.abs(rows["growth"])
+    return rows
+
+
+@pytest.mark.parametrize("change", (of_no_growth, of_nan, of_equal_growth, of_falling_growth), ids=lambda f: f.__name__)
+def test_odd_growth(grown, tmp_path, change):
+    assert_growth_reported(rewrite(grown["glm4_moe_a"], tmp_path / "odd.h5", change))
+
+
+@pytest.mark.parametrize("rows", (None, 0))
+def test_no_growth(grown, tmp_path, rows):
+    """Of an older file, or of a run whose memory was too small."""
+    path = rewrite(grown["gpt_oss_a"], tmp_path / "none.h5", lambda table: None if rows is None else table[:rows])
+    assert "growth" not in json.loads(report(path, "--format", "json"))["models"][0]
+    assert "Growth" not in report(path) and "growth_of_layer" not in report(path, "--format", "csv")
+
+
+def test_damaged_growth(grown, tmp_path):
+    """Any bytes in its rows: a report all the same."""
+
+    def damage(rows):
+        noise = made.integers(0, 256, rows.nbytes, np.uint8).view(rows.dtype)
+        return np.where(made.random(len(rows)) < made.random(), noise, rows)
+
+    made = np.random.default_rng(1)
+    for _ in range(8):
+        path = rewrite(grown["qwen3_next_a"], tmp_path / "bad.h5", damage)
+        for name in ("json", "csv", "table", "markdown"):
+            assert len(report(path, "--format", name)) > 100
+    path = rewrite(grown["qwen3_next_a"], tmp_path / "bad.h5", lambda rows: np.resize(rows, 10**6))
+    done = helpers.run(["report", path], check=False)
+    assert done.returncode == 2 and done.stdout == "" and "/growth has 1000000 rows" in done.stderr
 
 
 # --- the study's key finding ---
