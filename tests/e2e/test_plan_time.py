@@ -111,7 +111,7 @@ def test_memory_adds_up():
     for rank in result["ranks"]:
         assert rank["memory_bytes"] == rank["arena_bytes"] + beside <= 24e9
     assert result["activation_bytes"] == 16 * 2048 * 4096 * 2
-    assert result["position_bytes"] == 4 * 2048 * 4096 / 8
+    assert result["position_bytes"] == 4 * 2048 * 4096 / 8 + 4 * 2048 * 4
 
 
 def test_cost():
