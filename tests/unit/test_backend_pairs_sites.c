@@ -22,7 +22,7 @@ static int compare_outliers(const void *a, const void *b) {
 
 static mo_outlier *sorted_outliers(const mo_site_statistics *s) {
   mo_outlier *list = host_memory(s->n_outliers, sizeof *list);
-  memcpy(list, s->outliers, (size_t)s->n_outliers * sizeof *list);
+  if (s->n_outliers) memcpy(list, s->outliers, (size_t)s->n_outliers * sizeof *list);
   qsort(list, (size_t)s->n_outliers, sizeof *list, compare_outliers);
   return list;
 }
