@@ -17,6 +17,7 @@ load_site() {
   # shellcheck disable=SC2317 # called below
   site_setup() { :; }
   [[ -r $file ]] || fail "the site's file cannot be read ($file): see slurm/site.conf, or unset MO_SITE"
+  bash -n "$file" || fail "the site's file is no valid bash ($file): mend the line that bash names above"
   # shellcheck source=slurm/site.conf
   source "$file"
   set +u # modules and Spack use unset variables

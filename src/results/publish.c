@@ -55,7 +55,8 @@ static mo_status check_folder(const char *path) {
     else
       status = MO_FAIL(MO_INVALID, "the output folder is a file (%s): choose another output.path", folder);
   } else if (errno == ENOENT) {
-    status = MO_FAIL(MO_INVALID, "the output folder does not exist (%s): create it with mkdir -p '%s'", folder, folder);
+    status =
+        MO_FAIL(MO_INVALID, "the output folder does not exist (%s): create it with mkdir -p \"%s\"", folder, folder);
   } else {
     status = MO_FAIL(MO_INVALID, "cannot reach the output folder (%s: %s): choose another output.path", folder,
                      strerror(errno));

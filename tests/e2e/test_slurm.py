@@ -428,6 +428,27 @@ def submit_refuses_what_no_partition_can_hold(study, expected):
     assert re.match(r"slurm: 1 large: not submitted, no partition can hold it: all: .*; small: ", done.stderr)
 
 
+@scene
+def command_lines_that_are_wrong(study, expected):
+    """Each is refused with one line, and nothing is submitted; the report asks for no more time than its partition allows."""
+    study.add("model", sections({"path": expected.models / "olmoe_a"}, "r.h5"))
+    for script, arguments, text in (
+        ("submit", [","], "a number is missing between commas"),
+        ("submit", ["2"], "no model 2: the sweep has 1"),
+        ("status", ["3"], "no such config (3)"),
+        ("status", ["--nope"], "unknown option --nope"),
+    ):
+        done = study.call(SLURM / script, *arguments, check=False)
+        assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done
+        assert text in done.stderr
+    study.site(PARTITION="small")
+    lines = study.call(SLURM / "submit", "--dry-run").stdout.splitlines()
+    assert len(lines) == 2 and "--time=10 " in lines[1] and "report.sbatch" in lines[1]
+    study.site(ACCOUNT='"me')
+    done = study.call(SLURM / "submit", check=False)
+    assert done.returncode == 2 and "is no valid bash" in done.stderr and done.stdout == ""
+
+
 def asked_for(study, **site):
     """The options about GPUs of the line by which slurm/submit asks, which Slurm would take."""
     study.site(**site)

@@ -88,7 +88,7 @@ static void devices_are_refused(void **state) {
 static void missing_folders_are_named(void **state) {
   (void)state;
   assert_refused("no/such/new.h5", false,
-                 "the output folder does not exist (no/such): create it with mkdir -p 'no/such'");
+                 "the output folder does not exist (no/such): create it with mkdir -p \"no/such\"");
   assert_false(exists("no"));
   touch("folder/file");
   assert_refused("folder/file/new.h5", false, "(folder/file)");
