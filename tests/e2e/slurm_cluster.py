@@ -86,6 +86,7 @@ class Cluster:
         self.environment = {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
+            "PMIX_MCA_gds": "hash",  # not the store in shared memory: the two nodes are one machine
         }
 
     def __enter__(self):
