@@ -61,6 +61,8 @@ const char *mo_plural(int64_t n);
 void *mo_alloc(size_t count, size_t size);
 void *mo_realloc(void *pointer, size_t count, size_t size);
 char *mo_strdup(const char *text);
+/* The folder part of a path, "." if it has none; likewise. */
+char *mo_folder_of(const char *path);
 
 #ifdef __cplusplus
 }

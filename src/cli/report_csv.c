@@ -9,7 +9,6 @@ static void add_integer(mo_text_table *table, int64_t number) { mo_text_table_ad
 static void add_real(mo_text_table *table, double number) { mo_text_table_add_number(table, "%.12g", number, ""); }
 static void add_text(mo_text_table *table, const char *text) { mo_text_table_add(table, "%s", text); }
 
-
 static void add_interval(mo_text_table *table, double low, double high) {
   add_real(table, low);
   add_real(table, high);
@@ -23,95 +22,99 @@ static void add_size(mo_text_table *table, int64_t number) {
     add_text(table, "");
 }
 
+static const mo_text_column model_columns[] = {{.name = "file"},
+                                               {.name = "model_name"},
+                                               {.name = "architecture"},
+                                               {.name = "n_layers"},
+                                               {.name = "hidden_size"},
+                                               {.name = "precision"},
+                                               {.name = "device"},
+                                               {.name = "n_sequences"},
+                                               {.name = "sequence_length"},
+                                               {.name = "threshold"},
+                                               {.name = "perplexity"},
+                                               {.name = "classification"},
+                                               {.name = "outlier_features"},
+                                               {.name = "systematic_features"},
+                                               {.name = "features_hit"},
+                                               {.name = "sequence_rows"},
+                                               {.name = "mean_layer_percentage"},
+                                               {.name = "median_layer_percentage"},
+                                               {.name = "mean_seq_percentage"},
+                                               {.name = "median_seq_percentage"},
+                                               {.name = "outlier_features_low"},
+                                               {.name = "outlier_features_high"},
+                                               {.name = "systematic_features_low"},
+                                               {.name = "systematic_features_high"},
+                                               {.name = "mean_layer_percentage_low"},
+                                               {.name = "mean_layer_percentage_high"},
+                                               {.name = "median_layer_percentage_low"},
+                                               {.name = "median_layer_percentage_high"},
+                                               {.name = "mean_seq_percentage_low"},
+                                               {.name = "mean_seq_percentage_high"},
+                                               {.name = "median_seq_percentage_low"},
+                                               {.name = "median_seq_percentage_high"},
+                                               {.name = "perplexity_low"},
+                                               {.name = "perplexity_high"},
+                                               {.name = "parameters"},
+                                               {.name = "active_parameters"},
+                                               {.name = "n_experts"},
+                                               {.name = "experts_per_token"},
+                                               {.name = "layer_agreement"},
+                                               {.name = "min_layer_fraction"},
+                                               {.name = "min_position_fraction"},
+                                               {.name = "systematic_fraction"},
+                                               {.name = "bootstrap_draws"},
+                                               {.name = "bootstrap_seed"},
+                                               {.name = "dataset"}};
+
+/* In the order of model_columns. */
+static void add_model(mo_text_table *table, const mo_report_model *model) {
+  const mo_results_file *file = &model->file;
+  const mo_summary *summary = &file->summary;
+  add_text(table, file->path);
+  add_text(table, file->model_name);
+  add_text(table, file->architecture);
+  add_integer(table, file->n_layers);
+  add_integer(table, file->hidden_size);
+  add_text(table, file->precision);
+  add_text(table, file->device);
+  add_integer(table, file->n_sequences);
+  add_integer(table, file->sequence_length);
+  add_real(table, file->threshold);
+  add_real(table, file->perplexity);
+  add_text(table, mo_classification_name((mo_classification)summary->classification));
+  add_integer(table, summary->outlier_features);
+  add_integer(table, summary->systematic_features);
+  add_integer(table, summary->features_hit);
+  add_integer(table, summary->sequence_rows);
+  add_real(table, summary->mean_layer_percentage);
+  add_real(table, summary->median_layer_percentage);
+  add_real(table, summary->mean_seq_percentage);
+  add_real(table, summary->median_seq_percentage);
+  add_interval(table, summary->outlier_features_low, summary->outlier_features_high);
+  add_interval(table, summary->systematic_features_low, summary->systematic_features_high);
+  add_interval(table, summary->mean_layer_percentage_low, summary->mean_layer_percentage_high);
+  add_interval(table, summary->median_layer_percentage_low, summary->median_layer_percentage_high);
+  add_interval(table, summary->mean_seq_percentage_low, summary->mean_seq_percentage_high);
+  add_interval(table, summary->median_seq_percentage_low, summary->median_seq_percentage_high);
+  add_interval(table, file->perplexity_low, file->perplexity_high);
+  add_size(table, file->parameters);
+  add_size(table, file->active_parameters);
+  add_size(table, file->n_experts);
+  add_size(table, file->experts_per_token);
+  add_real(table, model->layer_agreement);
+  add_real(table, file->criteria.min_layer_fraction);
+  add_real(table, file->criteria.min_position_fraction);
+  add_real(table, file->criteria.systematic_fraction);
+  add_size(table, file->bootstrap.draws);
+  add_size(table, file->bootstrap.seed);
+  add_text(table, file->dataset);
+}
+
 static mo_status print_models(const mo_report_model *models, int n, FILE *out) {
-  static const mo_text_column columns[] = {{.name = "file"},
-                                           {.name = "model_name"},
-                                           {.name = "architecture"},
-                                           {.name = "n_layers"},
-                                           {.name = "hidden_size"},
-                                           {.name = "precision"},
-                                           {.name = "device"},
-                                           {.name = "n_sequences"},
-                                           {.name = "sequence_length"},
-                                           {.name = "threshold"},
-                                           {.name = "perplexity"},
-                                           {.name = "classification"},
-                                           {.name = "outlier_features"},
-                                           {.name = "systematic_features"},
-                                           {.name = "features_hit"},
-                                           {.name = "sequence_rows"},
-                                           {.name = "mean_layer_percentage"},
-                                           {.name = "median_layer_percentage"},
-                                           {.name = "mean_seq_percentage"},
-                                           {.name = "median_seq_percentage"},
-                                           {.name = "outlier_features_low"},
-                                           {.name = "outlier_features_high"},
-                                           {.name = "systematic_features_low"},
-                                           {.name = "systematic_features_high"},
-                                           {.name = "mean_layer_percentage_low"},
-                                           {.name = "mean_layer_percentage_high"},
-                                           {.name = "median_layer_percentage_low"},
-                                           {.name = "median_layer_percentage_high"},
-                                           {.name = "mean_seq_percentage_low"},
-                                           {.name = "mean_seq_percentage_high"},
-                                           {.name = "median_seq_percentage_low"},
-                                           {.name = "median_seq_percentage_high"},
-                                           {.name = "perplexity_low"},
-                                           {.name = "perplexity_high"},
-                                           {.name = "parameters"},
-                                           {.name = "active_parameters"},
-                                           {.name = "n_experts"},
-                                           {.name = "experts_per_token"},
-                                           {.name = "layer_agreement"},
-                                           {.name = "min_layer_fraction"},
-                                           {.name = "min_position_fraction"},
-                                           {.name = "systematic_fraction"},
-                                           {.name = "bootstrap_draws"},
-                                           {.name = "bootstrap_seed"},
-                                           {.name = "dataset"}};
-  mo_text_table table = MO_TEXT_TABLE(columns);
-  for (int i = 0; i < n; i++) {
-    const mo_results_file *file = &models[i].file;
-    const mo_summary *summary = &file->summary;
-    add_text(&table, file->path);
-    add_text(&table, file->model_name);
-    add_text(&table, file->architecture);
-    add_integer(&table, file->n_layers);
-    add_integer(&table, file->hidden_size);
-    add_text(&table, file->precision);
-    add_text(&table, file->device);
-    add_integer(&table, file->n_sequences);
-    add_integer(&table, file->sequence_length);
-    add_real(&table, file->threshold);
-    add_real(&table, file->perplexity);
-    add_text(&table, mo_classification_name((mo_classification)summary->classification));
-    add_integer(&table, summary->outlier_features);
-    add_integer(&table, summary->systematic_features);
-    add_integer(&table, summary->features_hit);
-    add_integer(&table, summary->sequence_rows);
-    add_real(&table, summary->mean_layer_percentage);
-    add_real(&table, summary->median_layer_percentage);
-    add_real(&table, summary->mean_seq_percentage);
-    add_real(&table, summary->median_seq_percentage);
-    add_interval(&table, summary->outlier_features_low, summary->outlier_features_high);
-    add_interval(&table, summary->systematic_features_low, summary->systematic_features_high);
-    add_interval(&table, summary->mean_layer_percentage_low, summary->mean_layer_percentage_high);
-    add_interval(&table, summary->median_layer_percentage_low, summary->median_layer_percentage_high);
-    add_interval(&table, summary->mean_seq_percentage_low, summary->mean_seq_percentage_high);
-    add_interval(&table, summary->median_seq_percentage_low, summary->median_seq_percentage_high);
-    add_interval(&table, file->perplexity_low, file->perplexity_high);
-    add_size(&table, file->parameters);
-    add_size(&table, file->active_parameters);
-    add_size(&table, file->n_experts);
-    add_size(&table, file->experts_per_token);
-    add_real(&table, models[i].layer_agreement);
-    add_real(&table, file->criteria.min_layer_fraction);
-    add_real(&table, file->criteria.min_position_fraction);
-    add_real(&table, file->criteria.systematic_fraction);
-    add_size(&table, file->bootstrap.draws);
-    add_size(&table, file->bootstrap.seed);
-    add_text(&table, file->dataset);
-  }
+  mo_text_table table = MO_TEXT_TABLE(model_columns);
+  for (int i = 0; i < n; i++) add_model(&table, &models[i]);
   mo_status status = mo_text_table_print(&table, MO_TABLE_CSV, out);
   mo_text_table_free(&table);
   return status;

@@ -70,3 +70,10 @@ char *mo_strdup(const char *text) {
   if (copy) memcpy(copy, text, n);
   return copy;
 }
+
+char *mo_folder_of(const char *path) {
+  const char *slash = strrchr(path, '/');
+  char *folder = mo_strdup(!slash ? "." : slash == path ? "/" : path);
+  if (folder && slash && slash != path) folder[slash - path] = '\0';
+  return folder;
+}

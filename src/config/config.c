@@ -110,20 +110,12 @@ done:
   return status;
 }
 
-/* Folder of a file's path, "." if it has none. Caller frees; NULL if out of memory. */
-static char *folder_of(const char *path) {
-  const char *slash = strrchr(path, '/');
-  char *folder = mo_strdup(!slash ? "." : slash == path ? "/" : path);
-  if (folder && slash && slash != path) folder[slash - path] = '\0';
-  return folder;
-}
-
 mo_status mo_config_read(mo_config *config, const char *path, const char *const *overrides, int n_overrides,
                          bool for_run) {
   memset(config, 0, sizeof *config);
   char *text = NULL;
   MO_TRY(mo_config_load(&text, path));
-  char *folder = folder_of(path);
+  char *folder = mo_folder_of(path);
   mo_status status = folder ? mo_config_parse(config, text, path, folder, overrides, n_overrides, for_run) : MO_FAILED;
   free(folder);
   free(text);

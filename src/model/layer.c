@@ -205,14 +205,18 @@ static mo_status follow(mo_workspace *ws, const mo_followed *followed, const voi
   return ws->op->take_features(ws->backend, x, T, ws->spec->hidden, followed->features, followed->n, to);
 }
 
+/* Where the shared expert's peaks are; NULL: not asked for, or there is none. */
+static float *shared_peaks(const mo_workspace *ws, int64_t T, float *peaks) {
+  return peaks && ws->spec->moe.shared != MO_SHARED_NONE ? peaks + T * ws->spec->moe.top_k : NULL;
+}
+
 /* x [T, H] += what the experts, and the shared one, give. The sum of the experts and the shared one rounds, as its order does
  * not matter. peaks: as in the workspace, NULL: not asked for. */
 static mo_status add_experts(mo_workspace *ws, const mo_stage_weights *w, int64_t T, float *peaks,
                              const mo_followed *followed, void *x) {
-  float *shared = peaks ? peaks + T * ws->spec->moe.top_k : NULL;
   if (ws->spec->moe.shared == MO_SHARED_NONE)
     return ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, peaks, x);
-  MO_TRY(shared_expert(ws, w, T, shared));
+  MO_TRY(shared_expert(ws, w, T, shared_peaks(ws, T, peaks)));
   if (followed) MO_TRY(follow(ws, followed, ws->out, T, followed->shared));
   MO_TRY(ws->op->combine_add(ws->backend, ws->spec, ws->expert_out, &ws->routing, T, peaks, ws->out));
   return ws->op->add(ws->backend, x, ws->out, T * ws->spec->hidden);
@@ -240,8 +244,7 @@ static mo_status moe(mo_workspace *ws, int64_t layer, const mo_stage_weights *w,
   float *peaks = observer->experts ? ws->peaks : NULL;
   MO_TRY(add_followed(ws, w, T, peaks, observer, x));
   if (!peaks) return MO_OK;
-  const float *shared = ws->spec->moe.shared == MO_SHARED_NONE ? NULL : peaks + T * ws->spec->moe.top_k;
-  return observer->experts(observer->context, layer, &ws->routing, peaks, shared);
+  return observer->experts(observer->context, layer, &ws->routing, peaks, shared_peaks(ws, T, peaks));
 }
 
 /* The site's tensor is there. */

@@ -72,8 +72,8 @@ static mo_status prepare(ablation *a) {
 static mo_status make_plan(mo_plan *plan, ablation *a, int64_t left) {
   mo_run_plan_job job = a->job->plan;
   mo_status status = MO_INVALID;
+  job.followed = a->n_followed;
   for (job.variants = left; job.variants > 0 && status == MO_INVALID; job.variants--) {
-    job.followed = a->n_followed;
     mo_error_clear();
     status = mo_run_plan(plan, &job);
   }

@@ -157,5 +157,6 @@ mo_status mo_doctor(const mo_doctor_job *job, mo_comm *comm, FILE *out, int *fau
   if (status == MO_OK) status = mo_comm_allreduce(comm, &count, 1, MO_MAX_I64);
   *faults = (int)count;
   free(d.ranks);
+  free(d.folder);
   return status;
 }

@@ -44,6 +44,7 @@ typedef struct {
   int wanted; /* ranks */
   bool unbind, relaunch;
   bool no_device; /* that a run could open: told already */
+  char *folder;   /* of the output; NULL until it is looked at */
 } mo_doctor_state;
 
 /* --- doctor.c --- */

@@ -15,23 +15,13 @@ static const char *output_path(const mo_doctor_state *d) {
   return d->job->config ? d->job->config->output.path : "moe-outliers.h5"; /* in the working directory */
 }
 
-/* Into text: the folder of the output. */
-static void output_folder(const mo_doctor_state *d, char *text, size_t bytes) {
-  const char *path = output_path(d), *slash = strrchr(path, '/');
-  if (slash)
-    snprintf(text, bytes, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-  else
-    snprintf(text, bytes, ".");
-}
-
 /* --- the folder --- */
 
 /* Rank 0 alone. */
 static bool look_at_folder(mo_doctor_state *d) {
-  char folder[4096], resume[4200];
+  char resume[4200];
   struct stat information;
   const char *path = output_path(d);
-  output_folder(d, folder, sizeof folder);
   bool usable = mo_results_check_path(path, true) == MO_OK;
   bool replaces = d->job->config && d->job->config->output.overwrite;
   if (usable && d->job->config && mo_results_check_path(path, replaces) == MO_OK)
@@ -49,15 +39,13 @@ static bool look_at_folder(mo_doctor_state *d) {
 }
 
 static void say_access(mo_doctor_state *d, const mo_mpi_io *found, double seconds) {
-  char folder[4096];
   mo_together together = d->job->config ? d->job->config->output.mpi_io : MO_TOGETHER_AUTO;
-  output_folder(d, folder, sizeof folder);
   if (found->state == MO_MPI_IO_NOT_SHARED)
-    mo_doctor_say(d, MO_SAYS_FAULT, "MPI-IO", "the ranks do not share %s (%s): choose another output.path", folder,
+    mo_doctor_say(d, MO_SAYS_FAULT, "MPI-IO", "the ranks do not share %s (%s): choose another output.path", d->folder,
                   found->why);
   else if (found->state == MO_MPI_IO_UNTRIED)
     mo_doctor_say(d, MO_SAYS_FAULT, "MPI-IO",
-                  "nothing can be written to %s (%s): free space or choose another output.path", folder, found->why);
+                  "nothing can be written to %s (%s): free space or choose another output.path", d->folder, found->why);
   else if (found->state != MO_MPI_IO_WORKS && together == MO_TOGETHER_ON)
     mo_doctor_say(d, MO_SAYS_FAULT, "MPI-IO", "%s: set output.mpi_io = \"auto\", the ranks then write in turns",
                   found->why);
@@ -66,16 +54,17 @@ static void say_access(mo_doctor_state *d, const mo_mpi_io *found, double second
                   found->why);
   else if (together == MO_TOGETHER_OFF)
     mo_doctor_say(d, MO_SAYS_OK, "MPI-IO", "not tried, as output.mpi_io is \"off\"; byte ranges of %s can be locked",
-                  folder);
+                  d->folder);
   else
     mo_doctor_say(d, MO_SAYS_OK, "MPI-IO", "%s wrote a file in %s through it and read it back; locks work (%.0f ms)",
-                  d->size > 1 ? "the ranks together" : "one rank, which needs no MPI-IO,", folder, 1e3 * seconds);
+                  d->size > 1 ? "the ranks together" : "one rank, which needs no MPI-IO,", d->folder, 1e3 * seconds);
 }
 
 mo_status mo_doctor_look_at_output(mo_doctor_state *d, bool *usable) {
   mo_mpi_io found;
   bool off = d->job->config && d->job->config->output.mpi_io == MO_TOGETHER_OFF;
   mo_doctor_step(d, "output");
+  if (!(d->folder = mo_folder_of(output_path(d)))) return MO_FAILED;
   *usable = d->rank == 0 && look_at_folder(d);
   MO_TRY(mo_comm_broadcast(d->comm, usable, sizeof *usable, 0));
   if (!*usable) return MO_OK;
@@ -89,7 +78,6 @@ mo_status mo_doctor_look_at_output(mo_doctor_state *d, bool *usable) {
 /* --- room --- */
 
 void mo_doctor_look_at_disk(mo_doctor_state *d, const mo_model_spec *spec, const mo_plan *plan, int activation_bytes) {
-  char folder[4096];
   struct statvfs system;
   const mo_config *config = d->job->config;
   int64_t rows = plan->n_sequences * plan->length;
@@ -98,10 +86,9 @@ void mo_doctor_look_at_disk(mo_doctor_state *d, const mo_model_spec *spec, const
   /* Rows to go on from: the new ones of a micro-batch are there before the old ones go. */
   int64_t resume = (rows + plan->micro_batch * plan->length) * spec->hidden * activation_bytes;
   int64_t least = 2 * stored + resume + 4 * rows, likely = least + plan->statistics_bytes;
-  output_folder(d, folder, sizeof folder);
   if (d->rank != 0) return;
-  if (statvfs(folder, &system) != 0) {
-    mo_doctor_say(d, MO_SAYS_NOTE, "disk", "free space of %s is not told", folder);
+  if (statvfs(d->folder, &system) != 0) {
+    mo_doctor_say(d, MO_SAYS_NOTE, "disk", "free space of %s is not told", d->folder);
     return;
   }
   double available = (double)system.f_bavail * (double)system.f_frsize;
@@ -110,14 +97,14 @@ void mo_doctor_look_at_disk(mo_doctor_state *d, const mo_model_spec *spec, const
         d, MO_SAYS_FAULT, "disk",
         "%.3f GB are free in %s, but stored activations (%.3f GB, twice) and what a stopped run goes on from take "
         "%.3f GB: free space or choose another output.path",
-        1e-9 * available, folder, 1e-9 * (double)stored, 1e-9 * (double)least);
+        1e-9 * available, d->folder, 1e-9 * (double)stored, 1e-9 * (double)least);
   else if (available < (double)likely)
     mo_doctor_say(
         d, MO_SAYS_NOTE, "disk",
         "%.3f GB are free in %s: enough, unless there are many outlier values (%.3f GB if every eighth feature has)",
-        1e-9 * available, folder, 1e-9 * (double)likely);
+        1e-9 * available, d->folder, 1e-9 * (double)likely);
   else
-    mo_doctor_say(d, MO_SAYS_OK, "disk", "%.3f GB free in %s, %.3f GB are needed at most", 1e-9 * available, folder,
+    mo_doctor_say(d, MO_SAYS_OK, "disk", "%.3f GB free in %s, %.3f GB are needed at most", 1e-9 * available, d->folder,
                   1e-9 * (double)likely);
 }
 

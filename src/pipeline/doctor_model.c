@@ -106,7 +106,6 @@ static mo_status make_plan(mo_doctor_state *d, const mo_input *input, mo_backend
                            bool output_usable) {
   const mo_config *config = d->job->config;
   const mo_tokens tokens = {.n_sequences = config->data.sequences, .length = config->data.length};
-  int share = d->ranks[d->rank].share;
   mo_run_plan_job job = {.comm = d->comm,
                          .config = config,
                          .spec = &input->spec,
@@ -114,9 +113,7 @@ static mo_status make_plan(mo_doctor_state *d, const mo_input *input, mo_backend
                          .tokens = &tokens,
                          .backend = backend,
                          .threads = threads,
-                         .readers = config->engine.readers > 0  ? (int)config->engine.readers
-                                    : share < MO_STREAM_READERS ? share
-                                                                : MO_STREAM_READERS};
+                         .readers = mo_run_readers(config, d->ranks[d->rank].share)};
   mo_plan plan;
   bool all;
   mo_status status = mo_run_plan(&plan, &job), said = MO_OK;
@@ -128,7 +125,7 @@ static mo_status make_plan(mo_doctor_state *d, const mo_input *input, mo_backend
 
 static mo_status look_at_need(mo_doctor_state *d, const mo_input *input, bool output_usable) {
   const mo_config *config = d->job->config;
-  int threads = config->engine.threads > 0 ? (int)config->engine.threads : d->ranks[d->rank].share;
+  int threads = mo_run_threads(config, d->ranks[d->rank].share);
   mo_backend *backend = NULL;
   bool all;
   if (d->no_device) return MO_OK;

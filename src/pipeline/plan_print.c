@@ -14,7 +14,7 @@ static const char *const EXTRAS[] = {"next-token-prediction layers", "a copy of 
 static int threads_of(const mo_config *config, int n_ranks) {
   mo_machine machine;
   mo_machine_read(&machine, "");
-  return config->engine.threads > 0 ? (int)config->engine.threads : mo_machine_share(&machine, n_ranks);
+  return mo_run_threads(config, mo_machine_share(&machine, n_ranks));
 }
 
 /* Where the device's memory is the host's, this machine's cores say how many readers there are, as in a run. */

@@ -90,20 +90,11 @@ static void use_cores(run_state *run) {
   run->cores = mo_machine_share(&machine, ranks);
 }
 
-/* Compute threads. */
-static int choose_threads(const run_state *run) {
-  return run->config->engine.threads > 0 ? (int)run->config->engine.threads : run->cores;
-}
-
 static mo_status open_backend(run_state *run) {
-  mo_backend_options options = {
-      .precision = run->config->engine.precision, .threads = choose_threads(run), .device = run->device};
+  mo_backend_options options = {.precision = run->config->engine.precision,
+                                .threads = mo_run_threads(run->config, run->cores),
+                                .device = run->device};
   return run->table->open(&run->backend, &options);
-}
-
-static int choose_readers(const run_state *run) {
-  int most = run->cores < MO_STREAM_READERS ? run->cores : MO_STREAM_READERS;
-  return run->config->engine.readers > 0 ? (int)run->config->engine.readers : most;
 }
 
 static mo_run_plan_job plan_job(const run_state *run) {
@@ -113,8 +104,8 @@ static mo_run_plan_job plan_job(const run_state *run) {
                            .catalogue = &run->input.catalogue,
                            .tokens = &run->tokens,
                            .backend = run->backend,
-                           .threads = choose_threads(run),
-                           .readers = choose_readers(run)};
+                           .threads = mo_run_threads(run->config, run->cores),
+                           .readers = mo_run_readers(run->config, run->cores)};
 }
 
 static mo_status make_plan(run_state *run) {
@@ -231,7 +222,7 @@ static mo_status open_engine(run_state *run) {
       .timing = run->timing,
       .clock = &run->clock,
       .stages = run->stages,
-      .readers = choose_readers(run),
+      .readers = mo_run_readers(run->config, run->cores),
   };
   return mo_engine_open(&run->engine, &job);
 }
@@ -342,7 +333,8 @@ static mo_status stream(run_state *run) {
   }
   mo_comm_heed_stop(comm, true);
   MO_TRY(mo_comm_join(comm, compute(run)));
-  mo_comm_heed_stop(comm, false); /* what is left takes moments, and a rank that leaves it early would miss an agreement */
+  /* What is left takes moments, and a rank that leaves it early would miss an agreement. */
+  mo_comm_heed_stop(comm, false);
   mo_phase_ends(MO_PHASE_STREAM);
   return MO_OK;
 }

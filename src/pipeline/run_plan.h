@@ -26,6 +26,10 @@ typedef struct {
   int64_t memory_bytes;
 } mo_run_plan_job;
 
+/* Threads of a rank that compute, and that load weights, where it has so many cores. */
+int mo_run_threads(const mo_config *config, int cores);
+int mo_run_readers(const mo_config *config, int cores);
+
 /* What the config says of the streamer, without stages and arena. */
 mo_stream_plan mo_run_stream(const mo_config *config, int readers);
 

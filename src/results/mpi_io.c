@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "pipeline/comm_mpi.h"
-#include "results/writer.h"
 
 enum {
   BLOCK = 32, /* bytes that a rank writes in each of two ways; those of several ranks share a page of any cache */

@@ -16,15 +16,6 @@ char *mo_partial_path(const char *path) {
   return partial;
 }
 
-char *mo_folder_of(const char *path) {
-  const char *slash = strrchr(path, '/');
-  if (!slash) return mo_strdup(".");
-  if (slash == path) return mo_strdup("/");
-  char *folder = mo_strdup(path);
-  if (folder) folder[slash - path] = '\0';
-  return folder;
-}
-
 /* Only really making a file tells: root passes every permission check, and a read-only file system none. */
 static mo_status check_writable(const char *folder) {
   static const char name[] = "/.moe-outliers-XXXXXX";

@@ -55,9 +55,6 @@ MO_CHECKED mo_status mo_results_choose_access(mo_results *results, mo_together t
 /* "PATH.partial", malloc'ed; NULL if out of memory. */
 char *mo_partial_path(const char *path);
 
-/* The folder part of a path, malloc'ed; "." if it has none; NULL if out of memory. */
-char *mo_folder_of(const char *path);
-
 /* Flush this node's share of the file to storage. Local. */
 MO_CHECKED mo_status mo_file_sync(const char *path);
 
