@@ -10,7 +10,7 @@
 #include "pipeline/doctor.h"
 
 #ifdef MO_HAVE_NCCL
-#include <nccl.h>
+#include "backend/cuda/libraries.h"
 #endif
 
 /* --- of this rank --- */
@@ -108,11 +108,15 @@ static void look_at_nccl_interface(mo_doctor_state *d) {
 static void look_at_nccl(mo_doctor_state *d) {
 #ifdef MO_HAVE_NCCL
   int version = 0;
-  if (ncclGetVersion(&version) == ncclSuccess)
+  if (d->ranks[0].device.visible == 0) {
+    mo_doctor_say(d, MO_SAYS_OK, "NCCL", "built in, and not needed without GPUs");
+  } else if (mo_nccl_bind() != MO_OK) {
+    mo_doctor_say(d, d->size > 1 ? MO_SAYS_FAULT : MO_SAYS_NOTE, "NCCL", "%s", mo_error_message());
+    mo_error_clear();
+  } else {
+    (void)mo_nccl.version(&version);
     mo_doctor_say(d, MO_SAYS_OK, "NCCL", "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
-  else
-    mo_doctor_say(d, MO_SAYS_FAULT, "NCCL",
-                  "the library does not answer: check LD_LIBRARY_PATH and ldd of the program");
+  }
 #elif defined MO_HAVE_CUDA
   mo_doctor_say(
       d, d->size > 1 ? MO_SAYS_NOTE : MO_SAYS_OK, "NCCL",

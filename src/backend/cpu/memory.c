@@ -59,17 +59,10 @@ static int64_t statistics(const mo_backend_load *load, const sizes *z) {
   return (z->E + 1) * (int64_t)sizeof(mo_expert_sums) + load->B * (z->H * 29 + 20) + z->T * z->H * (int64_t)sizeof(mo_outlier);
 }
 
-/* What CUDA's libraries take as they are loaded, even if this backend computes: 200 MB with CUDA 13.0. */
-#ifdef MO_HAVE_CUDA
-enum { CUDA_LIBRARIES = 220000000 };
-#else
-enum { CUDA_LIBRARIES = 0 };
-#endif
-
 mo_backend_memory mo_backend_memory_cpu(const mo_backend_load *load) {
   /* Measured with every architecture's smallest checkpoint: 45 MB with MPI and HDF5. The rest is for what the allocator keeps
    * of freed buffers, and per thread for its stack and OpenBLAS's buffer. */
-  const int64_t process = 128000000 + CUDA_LIBRARIES, thread = 8000000;
+  const int64_t process = 128000000, thread = 8000000;
   sizes z = sizes_of(load);
   int64_t threads = load->threads > 0 ? load->threads : 1;
   return (mo_backend_memory){

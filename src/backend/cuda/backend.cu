@@ -63,11 +63,11 @@ static void cuda_close(mo_backend *backend) {
   (void)cudaDeviceSynchronize();
   mo_cuda_uploads_close(cuda);
   for (int i = 0; i < MO_CUDA_EXPERT_STREAMS; i++) {
-    if (cuda->expert_blas[i]) (void)cublasDestroy(cuda->expert_blas[i]);
+    if (cuda->expert_blas[i]) (void)mo_cublas.destroy(cuda->expert_blas[i]);
     if (cuda->experts[i]) (void)cudaStreamDestroy(cuda->experts[i]);
     if (cuda->join[i]) (void)cudaEventDestroy(cuda->join[i]);
   }
-  if (cuda->blas) (void)cublasDestroy(cuda->blas);
+  if (cuda->blas) (void)mo_cublas.destroy(cuda->blas);
   if (cuda->fork) (void)cudaEventDestroy(cuda->fork);
   if (cuda->fetch) (void)cudaStreamDestroy(cuda->fetch);
   if (cuda->scanned) (void)cudaEventDestroy(cuda->scanned);

@@ -4,11 +4,12 @@
 #ifndef MO_BACKEND_CUDA_CUH
 #define MO_BACKEND_CUDA_CUH
 
-#include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <pthread.h>
 #include <stdint.h>
+
+#include "backend/cuda/libraries.h"
 
 extern "C" {
 #include "moe_outliers/backend.h"
@@ -99,7 +100,7 @@ static inline mo_status mo_cuda_error(cudaError_t code, const char *what, const 
     cublasStatus_t mo_blas_code_ = (call);                                                               \
     if (mo_blas_code_ != CUBLAS_STATUS_SUCCESS)                                                          \
       return mo_error_set(MO_FAILED, __FILE__, __LINE__, "cuBLAS: %s (%s): check the CUDA installation", \
-                          cublasGetStatusString(mo_blas_code_), #call);                                  \
+                          mo_cublas.status_string(mo_blas_code_), #call);                                  \
   } while (0)
 
 /* A handle for a stream. A product's parts along k are added in float32, not in bf16, as cuBLAS otherwise may. */

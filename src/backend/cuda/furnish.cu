@@ -1,23 +1,24 @@
-/* cuBLAS, made on a thread of its own while the first weights are read. */
+/* cuBLAS, loaded and made on a thread of its own while the first weights are read. */
 #include "backend/cuda/cuda.cuh"
 #include "moe_outliers/clock.h"
 #include "moe_outliers/phases.h"
 #include "moe_outliers/threads.h"
 
 mo_status mo_cuda_open_blas(cublasHandle_t *blas, cudaStream_t stream) {
-  MO_BLAS(cublasCreate(blas));
+  MO_BLAS(mo_cublas.create(blas));
   MO_BLAS(
-      cublasSetMathMode(*blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
-  MO_BLAS(cublasSetStream(*blas, stream));
+      mo_cublas.set_math_mode(*blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+  MO_BLAS(mo_cublas.set_stream(*blas, stream));
   return MO_OK;
 }
 
 static mo_status furnish(mo_cuda *cuda) {
   enum { BLAS_WORKSPACE = 64 << 20 };
+  MO_TRY(mo_cublas_bind());
   MO_CUDA(cudaSetDevice(cuda->device));
   MO_TRY(mo_cuda_open_blas(&cuda->blas, cuda->stream));
   MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
-  MO_BLAS(cublasSetWorkspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
+  MO_BLAS(mo_cublas.set_workspace(cuda->blas, cuda->blas_workspace, BLAS_WORKSPACE));
   return MO_OK;
 }
 

@@ -15,7 +15,7 @@ static mo_status gemm(mo_cuda *cuda, cudaStream_t stream, const void *x, const v
   cublasComputeType_t compute = cuda->bf16_run ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC;
   if (M == 0 || N == 0) return MO_OK;
   MO_TRY(mo_cuda_await_blas(cuda));
-  MO_BLAS(cublasGemmEx(handle_of(cuda, stream), CUBLAS_OP_T, CUBLAS_OP_N, (int)N, (int)M, (int)K, &one, w, type, (int)K,
+  MO_BLAS(mo_cublas.gemm_ex(handle_of(cuda, stream), CUBLAS_OP_T, CUBLAS_OP_N, (int)N, (int)M, (int)K, &one, w, type, (int)K,
                        x, type, (int)K, &kept, y, y_type, (int)ldy, compute, CUBLAS_GEMM_DEFAULT));
   return MO_OK;
 }

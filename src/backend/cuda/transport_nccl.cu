@@ -13,7 +13,6 @@
  * everything is left as it is (mo_cuda.abandoned): aborting a communicator may hang when the peer is gone, as may all
  * that waits for the GPU, and the process ends soon. */
 #include <math.h>
-#include <nccl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -78,7 +77,7 @@ static mo_status nccl_error(ncclResult_t code, const nccl_edge *e, const char *w
   return mo_error_set(MO_FAILED, __FILE__, line,
                       "NCCL: %s: %s (%s, rank %d to rank %d): check whether both still run and the network between "
                       "them, run again with NCCL_DEBUG=WARN",
-                      ncclGetErrorString(code), ncclGetLastError(e->nccl), what, e->from, e->to);
+                      mo_nccl.error_string(code), mo_nccl.last_error(e->nccl), what, e->from, e->to);
 }
 
 /* Calls on communicators that don't block may answer "in progress". */
@@ -91,7 +90,7 @@ static mo_status nccl_error(ncclResult_t code, const nccl_edge *e, const char *w
 
 static mo_status check_edge(const nccl_edge *e, bool *busy) {
   ncclResult_t state = ncclSuccess;
-  MO_NCCL(ncclCommGetAsyncError(e->nccl, &state), e);
+  MO_NCCL(mo_nccl.async_error(e->nccl, &state), e);
   *busy = state == ncclInProgress;
   if (state == ncclSuccess || *busy) return MO_OK;
   return nccl_error(state, e, "transfer", __LINE__);
@@ -166,9 +165,9 @@ static mo_status await_message(const nccl_transport *t, mo_message **message) {
 /* Enqueue one side of a transfer and the event behind it. */
 static mo_status move(const nccl_transport *t, const nccl_edge *e, void *data, size_t bytes, cudaEvent_t moved) {
   if (is_sender(t, e))
-    MO_NCCL(ncclSend(data, bytes, ncclUint8, 1, e->nccl, e->stream), e);
+    MO_NCCL(mo_nccl.send(data, bytes, ncclUint8, 1, e->nccl, e->stream), e);
   else
-    MO_NCCL(ncclRecv(data, bytes, ncclUint8, 0, e->nccl, e->stream), e);
+    MO_NCCL(mo_nccl.receive(data, bytes, ncclUint8, 0, e->nccl, e->stream), e);
   MO_TRY(settle(t, e));
   MO_CUDA(cudaEventRecord(moved, e->stream));
   return MO_OK;
@@ -302,7 +301,7 @@ static mo_status exchange_id(nccl_transport *t, const nccl_edge *e) {
     MO_TRY(mo_comm_send(job->comm, e->from, 0, &nothing, 1, 1, &t->outgoing));
     return await_message(t, &t->outgoing);
   }
-  MO_NCCL(ncclGetUniqueId(&t->id), e);
+  MO_NCCL(mo_nccl.unique_id(&t->id), e);
   MO_TRY(mo_comm_send(job->comm, e->to, 0, (const float *)&t->id, 1, words, &t->outgoing));
   MO_TRY(mo_comm_receive(job->comm, e->to, 0, &t->word, 1, 1, &t->incoming));
   MO_TRY(await_message(t, &t->outgoing));
@@ -319,7 +318,7 @@ static mo_status connect(nccl_transport *t, nccl_edge *e) {
   MO_CUDA(cudaStreamCreateWithPriority(&e->stream, cudaStreamNonBlocking,
                                        greatest)); /* transfers start among computing kernels */
   MO_TRY(exchange_id(t, e));
-  MO_NCCL(ncclCommInitRankConfig(&e->nccl, 2, t->id, is_sender(t, e) ? 0 : 1, &config), e);
+  MO_NCCL(mo_nccl.open(&e->nccl, 2, t->id, is_sender(t, e) ? 0 : 1, &config), e);
   MO_TRY(settle(t, e));
   MO_TRY(move(t, e, t->probe, PROBE_BYTES, t->computed[0]));
   return await_event(t, e, t->computed[0]);
@@ -376,7 +375,7 @@ static bool nccl_close(mo_transport *transport) {
     return false;
   }
   for (int64_t i = 0; i < t->n_edges; i++) {
-    (void)ncclCommDestroy(t->edges[i].nccl);
+    (void)mo_nccl.destroy(t->edges[i].nccl);
     (void)cudaStreamDestroy(t->edges[i].stream);
   }
   for (int64_t i = 0; t->n_edges && i < t->base.job.plan->n_micro; i++) {
@@ -397,6 +396,7 @@ static bool nccl_close(mo_transport *transport) {
 }
 
 static mo_status nccl_open(mo_transport **transport, const mo_transport_job *job) {
+  MO_TRY(mo_nccl_bind());
   nccl_transport *t = (nccl_transport *)mo_alloc(1, sizeof *t);
   if (!t) return MO_FAILED;
   t->base.table = &mo_transport_nccl;
@@ -435,7 +435,7 @@ static mo_status nccl_finish(mo_transport *transport) {
     }
   }
   for (int64_t i = 0; i < t->n_edges; i++) {
-    MO_NCCL(ncclCommFinalize(t->edges[i].nccl), t->edges + i);
+    MO_NCCL(mo_nccl.finalize(t->edges[i].nccl), t->edges + i);
     MO_TRY(settle(t, t->edges + i));
   }
   t->finished = true;
