@@ -93,7 +93,7 @@ def run(args, ranks=None, check=True, timeout=120, cwd=None, env=None):
 
 
 def has_cuda():
-    """Whether the program was built with CUDA, whose libraries take 0.22 GB more of what a rank may have on the CPU."""
+    """Whether the program was built with CUDA."""
     return re.search(r"^backends: .*\bcuda\b", run(["--version"]).stdout, re.MULTILINE) is not None
 
 

@@ -190,8 +190,7 @@ SHAPES = {
 
 
 def streaming_config(folder, memory):
-    layers = 84 if helpers.has_cuda() else 48
-    (folder / "shapes.json").write_text(json.dumps(SHAPES | {"num_hidden_layers": layers}))
+    (folder / "shapes.json").write_text(json.dumps(SHAPES | {"num_hidden_layers": 48}))
     sections = {
         "model": {"path": "synthetic:0", "config": folder / "shapes.json"},
         "data": {"tokens": "synthetic:0", "sequences": 2, "length": 32},
