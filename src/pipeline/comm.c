@@ -67,10 +67,28 @@ static mo_status open_communicators(mo_comm *comm) {
   return MO_OK;
 }
 
+/* Whether the launcher says that this process is one of several, or may be. */
+static bool has_peers(const char *size) {
+  return size ? strcmp(size, "1") != 0 : getenv("PMIX_RANK") || getenv("PMI_RANK") || getenv("PMI_SIZE");
+}
+
+/* A process alone sends nothing: Open MPI need not look for networks, which takes it 0.2 s and more, nor, where no launcher has
+ * started the process, start a daemon and make folders for it. What the user has set stays; other MPIs don't read these. */
+static void spare_a_lone_process(void) {
+  const char *size = getenv("OMPI_COMM_WORLD_SIZE");
+  if (has_peers(size)) return;
+  (void)setenv("OMPI_MCA_pml", "ob1", 0);
+  (void)setenv("OMPI_MCA_btl", "self", 0);
+  if (size) return;
+  (void)setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+  (void)setenv("OMPI_MCA_orte_create_session_dirs", "0", 0); /* their names are the same for all such processes */
+}
+
 mo_status mo_comm_open(mo_comm **comm, int *argc, char ***argv) {
   int provided;
   mo_comm *c = mo_alloc(1, sizeof *c);
   if (!c) return MO_FAILED;
+  spare_a_lone_process();
   int code = MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
   mo_status status = code == MPI_SUCCESS ? open_communicators(c) : mpi_error(code, "MPI_Init_thread");
   if (status != MO_OK) {

@@ -2,17 +2,13 @@
 
 Needs numpy, h5py, pytest. The program is $MOE_OUTLIERS, or else the first build found under build/."""
 
-import atexit
 import contextlib
-import functools
 import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 
 import h5py
 import numpy as np
@@ -53,25 +49,12 @@ def environment(**extra):
     return os.environ | fixed | extra
 
 
-@functools.cache
-def session_folder():
-    """A folder for Open MPI's notes: processes that are started alone without a daemon all use the same names."""
-    folder = tempfile.mkdtemp(prefix="moe-outliers-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def quick(ranks=None):
-    """More environment for small runs. They mostly wait for Open MPI: to probe networks, to start a daemon for
-    a process started alone, to let ranks end by themselves."""
-    if ranks is not None:
-        return {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,vader", "OMPI_MCA_odls_base_sigkill_timeout": "0"}
-    return {
-        "OMPI_MCA_pml": "ob1",
-        "OMPI_MCA_btl": "self",
-        "OMPI_MCA_ess_singleton_isolated": "1",
-        "OMPI_MCA_orte_tmpdir_base": session_folder(),
-    }
+    """More environment for small runs with mpirun. They mostly wait for Open MPI: to probe networks, to let ranks end by
+    themselves. A process started alone spares itself that."""
+    if ranks is None:
+        return {}
+    return {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,vader", "OMPI_MCA_odls_base_sigkill_timeout": "0"}
 
 
 def command(args, ranks=None, wrapper=()):
