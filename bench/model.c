@@ -146,7 +146,8 @@ static void load_layer(bench_model *m, int64_t layer, const uint16_t *pattern, u
   bench_must(m->backend->table->alloc(m->backend, (size_t)bytes, &m->memory[layer]));
   for (int64_t i = 0; i < n; i++) {
     bool vector = needs[i].n_dims == 1;
-    if (vector) fill_norm(m, needs[i].role == MO_INPUT_NORM || needs[i].role == MO_POST_NORM, norm, tensors[i].bytes / 2);
+    if (vector)
+      fill_norm(m, needs[i].role == MO_INPUT_NORM || needs[i].role == MO_POST_NORM, norm, tensors[i].bytes / 2);
     upload_repeated(m->backend, (char *)m->memory[layer] + entries[i].arena_offset, tensors[i].bytes,
                     vector ? norm : pattern);
   }

@@ -16,9 +16,9 @@ typedef struct {
   uint64_t *positions;
   int32_t *row_counts;
   int64_t sequences, length, micro;
-  int64_t first; /* sequence of the micro-batch under way */
-  bool statistics, experts; /* collected: those of sites; those of experts with them */
-  bool experts_expected; /* their statistics are under way */
+  int64_t first;                    /* sequence of the micro-batch under way */
+  bool statistics, experts;         /* collected: those of sites; those of experts with them */
+  bool experts_expected;            /* their statistics are under way */
   mo_status (*poll)(void *context); /* called in the middle and at the end of every layer; NULL: not */
   void *poll_context;
 } bench_model;

@@ -2,11 +2,12 @@
  * N x S tokens in micro-batches of B sequences, rows passed on by the program's own transport, statistics collected.
  *
  *   mpirun -np P bench_pipeline CONFIG.json [--layers L] [--sequences N] [--length S] [--micro B] [--device cuda|cpu]
- *                               [--repeat R] [--check] [--profile]
+ *                               [--threads T] [--repeat R] [--check] [--profile]
  *
  * A pass begins at a barrier and ends with the last rank's last operation: filling the pipeline counts. Prints each repeat's
  * seconds and the median, TFLOP/s counting the operations of active experts, the share of a pass that P equal stages must wait,
- * (P-1)/(M+P-1), the bytes that ranks send each other, and a checksum of the last rank's rows: the same for every P. --check
+ * (P-1)/(M+P-1), the layers of each rank, the bytes that ranks send each other, how long a pass takes that only passes rows on,
+ * and a checksum of the last rank's rows: the same for every P. --threads: of a rank on the CPU (0: its share of the cores). --check
  * makes rank 0 compute the pass alone too (it must hold all layers) and fails unless the rows are the same bit for bit.
  * --profile prints where each rank's host thread spends a further pass: route, site_results and await are where it waits. */
 #include <inttypes.h>
@@ -25,7 +26,7 @@ enum { MAX_REPEATS = 64 };
 
 typedef struct {
   const char *config, *device;
-  int64_t layers, sequences, length, micro, repeat;
+  int64_t layers, sequences, length, micro, threads, repeat;
   bool check, profile;
 } options;
 
@@ -38,6 +39,7 @@ typedef struct {
   mo_transport_rows *rows; /* [n_micro] */
   int64_t *start;          /* [n_micro] all 0: every micro-batch begins with the first block */
   double await, send;      /* host seconds of this rank in the last pass */
+  bool rows_only;          /* nothing is computed */
 } pipeline;
 
 /* --- set up --- */
@@ -47,11 +49,12 @@ static void open_model(pipeline *p) {
   bench_model *m = &p->model;
   const mo_backend_table *table;
   int local = mo_comm_local_size(p->comm);
-  long threads = sysconf(_SC_NPROCESSORS_ONLN) / local;
+  long threads = o->threads ? (long)o->threads : sysconf(_SC_NPROCESSORS_ONLN) / local;
   mo_backend_options backend_options = {
       .precision = MO_PRECISION_BF16, .threads = threads < 1 ? 1 : (int)threads, .device = mo_comm_local_rank(p->comm)};
   bench_must(mo_backend_choose(strcmp(o->device, "cuda") == 0 ? MO_DEVICE_CUDA : MO_DEVICE_CPU, &table));
-  *m = (bench_model){.sequences = o->sequences, .length = o->length, .micro = o->micro, .statistics = true, .experts = true};
+  *m = (bench_model){
+      .sequences = o->sequences, .length = o->length, .micro = o->micro, .statistics = true, .experts = true};
   bench_model_read(m, o->config, o->layers);
   bench_model_open(m, table, &backend_options);
 }
@@ -139,7 +142,7 @@ static void run_block(pipeline *p, mo_transport *transport) {
     p->await += bench_now() - begin;
     coming next = {transport, i + 1, p->plan.n_micro};
     m->poll_context = &next;
-    bench_model_run(m, i, first, n);
+    if (!p->rows_only) bench_model_run(m, i, first, n);
     begin = bench_now();
     bench_must(mo_transport_send(transport, index, i));
     p->send += bench_now() - begin;
@@ -237,6 +240,31 @@ static void print_profile(pipeline *p) {
   free(all);
 }
 
+/* What the rows cost by themselves. Ranks pass them on as they come, so that a pass takes as long as M + P - 2 messages. */
+static void print_rows(pipeline *p, int64_t value_bytes) {
+  int ranks = p->plan.n_ranks;
+  double seconds[3], spread;
+  if (ranks == 1) return;
+  p->rows_only = true;
+  for (int i = 0; i < 3; i++) seconds[i] = one_pass(p);
+  p->rows_only = false;
+  double message = bench_median(seconds, 3, &spread) / (double)(p->plan.n_micro + ranks - 2);
+  double bytes = (double)(bench_model_values(&p->model) * value_bytes) / (double)p->plan.n_micro;
+  if (mo_comm_rank(p->comm) == 0)
+    printf("  rows alone: %.6f s a pass, %.6f s a message of %.3f MB, %.2f GB/s\n", seconds[1], message, 1e-6 * bytes,
+           1e-9 * bytes / message);
+}
+
+static void print_layers(const mo_plan *plan) {
+  printf("  layers of the ranks:");
+  for (int64_t b = 0; b < plan->n_blocks; b++) {
+    int64_t first, n;
+    layers_of(plan->blocks + b, &first, &n);
+    printf(" %" PRId64, n);
+  }
+  printf("\n");
+}
+
 static void report(pipeline *p) {
   const options *o = p->options;
   const bench_model *m = &p->model;
@@ -259,7 +287,9 @@ static void report(pipeline *p) {
     printf("  pipeline's share of waiting %.1f %%, %.1f MB of messages with %s, checksum %016" PRIx64 "\n",
            100 * (ranks - 1) / (micros + ranks - 1), 1e-6 * (ranks - 1) * (double)(bench_model_values(m) * value_bytes),
            nccl ? "NCCL" : "MPI", hash);
+    print_layers(&p->plan);
   }
+  print_rows(p, value_bytes);
   if (o->profile) print_profile(p);
   if (o->check && speaks) check_alone(p, hash);
   bench_must(mo_comm_barrier(p->comm)); /* nobody leaves before the check */
@@ -271,6 +301,7 @@ static int64_t *number_of(options *o, const char *name) {
   if (strcmp(name, "--sequences") == 0) return &o->sequences;
   if (strcmp(name, "--length") == 0) return &o->length;
   if (strcmp(name, "--micro") == 0) return &o->micro;
+  if (strcmp(name, "--threads") == 0) return &o->threads;
   if (strcmp(name, "--repeat") == 0) return &o->repeat;
   return NULL;
 }
@@ -292,8 +323,8 @@ static bool take_options(options *o, int argc, char **argv) {
     else
       return false;
   }
-  return o->config && o->layers >= 0 && o->sequences >= 1 && o->length >= 1 && o->micro >= 1 && o->repeat >= 1 &&
-         o->repeat <= MAX_REPEATS;
+  return o->config && o->layers >= 0 && o->sequences >= 1 && o->length >= 1 && o->micro >= 1 && o->threads >= 0 &&
+         o->repeat >= 1 && o->repeat <= MAX_REPEATS;
 }
 
 int main(int argc, char **argv) {
@@ -303,7 +334,7 @@ int main(int argc, char **argv) {
   if (!take_options(&o, argc, argv)) {
     fprintf(stderr,
             "usage: [mpirun -np P] bench_pipeline CONFIG.json [--layers L] [--sequences N] [--length S] [--micro B] "
-            "[--device cuda|cpu] [--repeat R] [--check] [--profile]\n");
+            "[--device cuda|cpu] [--threads T] [--repeat R] [--check] [--profile]\n");
     return 2;
   }
   bench_must(mo_comm_open(&p.comm, &argc, &argv));

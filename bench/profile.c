@@ -55,8 +55,7 @@ TIMED(8, combine,
       (mo_backend * b, const mo_model_spec *s, const void *e, const mo_routing *r, int64_t T, float *p, void *y),
       (b, s, e, r, T, p, y))
 TIMED(9, site_statistics,
-      (mo_backend * b, const void *x, int64_t B, int64_t S, int64_t H, float t, uint64_t *p, int64_t f,
-       int32_t *c),
+      (mo_backend * b, const void *x, int64_t B, int64_t S, int64_t H, float t, uint64_t *p, int64_t f, int32_t *c),
       (b, x, B, S, H, t, p, f, c))
 TIMED(19, row_peaks, (mo_backend * b, const void *x, int64_t r, int64_t w, float *p), (b, x, r, w, p))
 TIMED(20, expert_statistics,

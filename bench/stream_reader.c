@@ -3,7 +3,7 @@
  *   bench_stream_reader FOLDER [--device cpu|check|cuda] [--arena GB,...] [--readers N,...] [--chunk KIB,...]
  *                              [--host GB] [--repeat R] [--verify]
  *
- * --arena: memory for weights (0, the default: for all); --readers: 0, the default: as in a run; --chunk: bytes of a
+ * FOLDER may be an address, as model.path. --arena: memory for weights (0, the default: for all); --readers: 0, the default: as in a run; --chunk: bytes of a
  * read (0, the default: choose); --host: bound of staging buffers (0: none). Prints a line of JSON for each of R passes
  * with each combination: seconds from the opening of the streamer (arena, staging buffers and threads are made) to the
  * last byte, GB = 1e9 bytes. */
@@ -14,6 +14,7 @@
 
 #include "moe_outliers/backend.h"
 #include "moe_outliers/machine.h"
+#include "moe_outliers/network.h"
 
 enum { MOST = 16 };
 
@@ -33,6 +34,7 @@ typedef struct {
 
 typedef struct {
   mo_model_spec spec;
+  mo_network *network; /* NULL: a folder here */
   mo_checkpoint *checkpoint;
   mo_catalogue catalogue;
   mo_backend *backend;
@@ -110,13 +112,31 @@ static options parse(int argc, char **argv) {
   return o;
 }
 
-static void open_scene(scene *s, const options *o) {
+static void open_network(scene *s, const char *address) {
+  mo_network_options patient = {.patience = 60};
+  const char *text;
+  size_t bytes;
+  must(mo_network_open(&s->network, address, &patient));
+  must(mo_network_connect(s->network));
+  must(mo_network_file(s->network, "config.json", &text, &bytes));
+  must(mo_model_parse(&s->spec, text, bytes, address));
+  must(mo_checkpoint_open_network(&s->checkpoint, s->network));
+}
+
+static void open_folder(scene *s, const char *folder) {
   char config[4096];
+  snprintf(config, sizeof config, "%s/config.json", folder);
+  must(mo_model_read(&s->spec, config));
+  must(mo_checkpoint_open(&s->checkpoint, folder));
+}
+
+static void open_scene(scene *s, const options *o) {
   const mo_backend_table *table;
   mo_backend_options backend = {.threads = 1};
-  snprintf(config, sizeof config, "%s/config.json", o->folder);
-  must(mo_model_read(&s->spec, config));
-  must(mo_checkpoint_open(&s->checkpoint, o->folder));
+  if (mo_network_is_address(o->folder))
+    open_network(s, o->folder);
+  else
+    open_folder(s, o->folder);
   must(mo_catalogue_build(&s->catalogue, &s->spec, s->checkpoint));
   must(mo_backend_choose(o->device, &table));
   must(table->open(&s->backend, &backend));
@@ -129,6 +149,7 @@ static void close_scene(scene *s) {
   s->backend->table->close(s->backend);
   mo_catalogue_free(&s->catalogue);
   mo_checkpoint_close(s->checkpoint);
+  mo_network_close(s->network);
   mo_model_free(&s->spec);
   free(s->stages);
 }

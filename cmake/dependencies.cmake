@@ -1,7 +1,7 @@
-# Finds every library, then reports all missing ones in a single error. Result: the interface target mo_dependencies, and
-# mo_test_dependencies with cmocka when tests are built.
-include(CheckCSourceCompiles)
-
+# Finds every library, then reports all missing ones in a single error. Result: the interface targets
+# mo_core_dependencies of what both programs share, which is all that moe-pod needs, mo_dependencies of moe-outliers
+# when it is built, and mo_test_dependencies with cmocka when tests are built. MO_LIBCONFIG_FOUND is false where moe-pod,
+# built alone, must do without libconfig.
 set(mo_missing "")
 
 # One line of the report: what, the Debian and Ubuntu package, the Spack package.
@@ -9,6 +9,7 @@ function(mo_report_missing what apt spack)
   set(mo_missing "${mo_missing}  ${what}: apt install ${apt}; spack install ${spack}\n" PARENT_SCOPE)
 endfunction()
 
+add_library(mo_core_dependencies INTERFACE)
 add_library(mo_dependencies INTERFACE)
 
 find_package(PkgConfig QUIET)
@@ -30,86 +31,22 @@ endmacro()
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
-target_link_libraries(mo_dependencies INTERFACE Threads::Threads m)
-
-find_package(OpenMP QUIET COMPONENTS C)
-if(OpenMP_C_FOUND)
-  target_link_libraries(mo_dependencies INTERFACE OpenMP::OpenMP_C)
-elseif(CMAKE_C_COMPILER_ID MATCHES "Clang")
-  mo_report_missing("OpenMP for Clang" libomp-dev "llvm-openmp")
-else()
-  mo_report_missing("OpenMP for C" gcc gcc)
-endif()
-
-find_package(MPI QUIET COMPONENTS C)
-if(MPI_C_FOUND)
-  target_link_libraries(mo_dependencies INTERFACE MPI::MPI_C)
-else()
-  mo_report_missing("MPI for C" "libopenmpi-dev openmpi-bin" openmpi)
-endif()
-
-# Is the HDF5 behind the given link libraries and include folders built with MPI?
-function(mo_check_parallel_hdf5 result)
-  cmake_parse_arguments(arg "" "" "LIBRARIES;INCLUDES" ${ARGN})
-  set(CMAKE_REQUIRED_QUIET ON)
-  set(CMAKE_REQUIRED_LIBRARIES ${arg_LIBRARIES} MPI::MPI_C)
-  set(CMAKE_REQUIRED_INCLUDES ${arg_INCLUDES})
-  unset(MO_HDF5_IS_PARALLEL CACHE)
-  check_c_source_compiles(
-    "#include <hdf5.h>
-#ifndef H5_HAVE_PARALLEL
-#error serial
-#endif
-int main(void) { return H5open() + (int)H5Pset_fapl_mpio(0, MPI_COMM_SELF, MPI_INFO_NULL); }"
-    MO_HDF5_IS_PARALLEL)
-  set(${result} ${MO_HDF5_IS_PARALLEL} PARENT_SCOPE)
-  unset(MO_HDF5_IS_PARALLEL CACHE)
-endfunction()
-
-# pkg-config first (Debian keeps serial and parallel HDF5 side by side under different names), then CMake's module, which
-# asks h5pcc. HDF5_ROOT goes straight to the module.
-set(mo_hdf5_ok FALSE)
-set(mo_hdf5_serial FALSE)
-if(MPI_C_FOUND AND PKG_CONFIG_FOUND AND NOT HDF5_ROOT AND NOT DEFINED ENV{HDF5_ROOT})
-  foreach(module hdf5-openmpi hdf5-mpich hdf5-mpi hdf5)
-    string(MAKE_C_IDENTIFIER "MO_${module}" name)
-    pkg_check_modules(${name} QUIET IMPORTED_TARGET ${module})
-    if(${name}_FOUND)
-      mo_check_parallel_hdf5(mo_hdf5_ok LIBRARIES PkgConfig::${name})
-      if(mo_hdf5_ok)
-        target_link_libraries(mo_dependencies INTERFACE PkgConfig::${name})
-        message(STATUS "Found parallel HDF5: ${module} ${${name}_VERSION}")
-        break()
-      endif()
-      set(mo_hdf5_serial TRUE)
-    endif()
-  endforeach()
-endif()
-if(MPI_C_FOUND AND NOT mo_hdf5_ok)
-  set(HDF5_PREFER_PARALLEL ON)
-  find_package(HDF5 QUIET COMPONENTS C)
-  if(HDF5_FOUND)
-    mo_check_parallel_hdf5(mo_hdf5_ok LIBRARIES ${HDF5_C_LIBRARIES} INCLUDES ${HDF5_C_INCLUDE_DIRS})
-    if(mo_hdf5_ok)
-      target_link_libraries(mo_dependencies INTERFACE ${HDF5_C_LIBRARIES})
-      target_include_directories(mo_dependencies SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
-      message(STATUS "Found parallel HDF5: ${HDF5_VERSION}")
-    else()
-      set(mo_hdf5_serial TRUE)
-    endif()
+target_link_libraries(mo_core_dependencies INTERFACE Threads::Threads m)
+mo_find_by_pkg_config(mo_core_dependencies MO_JANSSON jansson libjansson-dev jansson)
+mo_find_by_pkg_config(mo_core_dependencies MO_CURL libcurl libcurl4-openssl-dev curl)
+if(NOT MO_PROGRAMS STREQUAL "moe-pod")
+  mo_find_by_pkg_config(mo_core_dependencies MO_LIBCONFIG libconfig libconfig-dev libconfig)
+elseif(PKG_CONFIG_FOUND)
+  pkg_check_modules(MO_LIBCONFIG QUIET IMPORTED_TARGET libconfig)
+  if(MO_LIBCONFIG_FOUND)
+    target_link_libraries(mo_core_dependencies INTERFACE PkgConfig::MO_LIBCONFIG)
   endif()
 endif()
-if(NOT mo_hdf5_ok)
-  if(mo_hdf5_serial)
-    mo_report_missing("HDF5 with MPI (only a serial HDF5 was found)" libhdf5-openmpi-dev "hdf5+mpi")
-  else()
-    mo_report_missing("HDF5 with MPI" libhdf5-openmpi-dev "hdf5+mpi")
-  endif()
+target_link_libraries(mo_dependencies INTERFACE mo_core_dependencies)
+if(NOT MO_PROGRAMS STREQUAL "moe-pod")
+  include(engine_dependencies)
 endif()
 
-mo_find_by_pkg_config(mo_dependencies MO_LIBCONFIG libconfig libconfig-dev libconfig)
-mo_find_by_pkg_config(mo_dependencies MO_OPENBLAS openblas libopenblas-dev openblas)
-mo_find_by_pkg_config(mo_dependencies MO_JANSSON jansson libjansson-dev jansson)
 if(BUILD_TESTING)
   add_library(mo_test_dependencies INTERFACE)
   mo_find_by_pkg_config(mo_test_dependencies MO_CMOCKA cmocka libcmocka-dev "cmocka (or -DBUILD_TESTING=OFF)")

@@ -35,7 +35,8 @@ enum { MO_ABLATION_EXPECTED_FEATURES = 32 };
 typedef struct {
   double *attention; /* [V, L, N] largest probabilities of each softmax of a sequence's attention, added up */
   float *nll, *top;  /* [V, N, S-1] losses of the next tokens; probability of the likeliest token */
-  double *growth;    /* [L, E+1, F] what each expert, the shared one last, adds to the squares of the outlier features of the
+  double
+      *growth; /* [L, E+1, F] what each expert, the shared one last, adds to the squares of the outlier features of the
                         model as it is, over all tokens (docs/methods.md); NULL: the model has no experts */
 } mo_ablation_measures;
 

@@ -85,7 +85,7 @@ typedef struct {
   float q1, median, q3; /* of the signed outlier values, numpy.quantile's linear interpolation; exact, but for a feature
                            with more than 32768 distinct values, which are rounded to bf16 first (docs/methods.md) */
   double share;         /* of all outlier values of the model */
-  double first_token_share; /* of its own outlier values: those at position 0; NaN: not known */
+  double first_token_share;    /* of its own outlier values: those at position 0; NaN: not known */
   int32_t sequences_qualified; /* sequences in whose own analysis the feature qualifies */
   int32_t classification;      /* mo_classification */
   /* 95 % intervals and shares of the bootstrap draws; NaN with one sequence or without draws (docs/methods.md) */
@@ -220,12 +220,12 @@ typedef struct {
   mo_top_value *top_values;
   int64_t n_top_values;
   mo_summary summary;
-  float *nll;              /* [N, S-1], NULL if no rank added any */
-  double perplexity;       /* exp(mean nll), NaN without nll or with S = 1 */
+  float *nll;                             /* [N, S-1], NULL if no rank added any */
+  double perplexity;                      /* exp(mean nll), NaN without nll or with S = 1 */
   double perplexity_low, perplexity_high; /* 95 % interval, NaN as those of the features */
-  uint64_t *expert_tokens; /* [L, E], NULL if E = 0 */
-  mo_expert *experts;      /* NULL unless the shape asks for them */
-  int64_t n_experts;       /* rows of experts */
+  uint64_t *expert_tokens;                /* [L, E], NULL if E = 0 */
+  mo_expert *experts;                     /* NULL unless the shape asks for them */
+  int64_t n_experts;                      /* rows of experts */
 } mo_analysis;
 
 /* Reduce all ranks' sums and make the tables. Collective. The result does not depend on the number of ranks nor on

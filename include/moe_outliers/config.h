@@ -19,7 +19,7 @@ enum { MO_MOST_THRESHOLDS = 8 };
 typedef struct {
   struct {
     char *name;   /* hub name, "" if not given: then the folder's name is used */
-    char *path;   /* folder with config.json and *.safetensors; or "synthetic:SEED": random weights */
+    char *path;   /* folder with config.json and *.safetensors; its address; or "synthetic:SEED": random weights */
     char *config; /* config.json of synthetic weights, and to plan with while the folder holds none; "" if not given */
   } model;
   struct {
@@ -29,16 +29,16 @@ typedef struct {
     int64_t skip;      /* sequences skipped at the start of the file */
   } data;
   struct {
-    double threshold;             /* outlier: |x| >= threshold */
-    double *thresholds;           /* [n_thresholds] distinct; the first is `threshold`, by the others it is analysed too */
-    int64_t n_thresholds;         /* 1..MO_MOST_THRESHOLDS */
-    double min_layer_fraction;    /* of the 2L sites */
+    double threshold;          /* outlier: |x| >= threshold */
+    double *thresholds;        /* [n_thresholds] distinct; the first is `threshold`, by the others it is analysed too */
+    int64_t n_thresholds;      /* 1..MO_MOST_THRESHOLDS */
+    double min_layer_fraction; /* of the 2L sites */
     double min_position_fraction; /* of the S positions */
     double systematic_fraction;   /* of the L layers */
     int64_t bootstrap;            /* draws */
     int64_t seed;
     bool perplexity;
-    bool experts; /* statistics of experts */
+    bool experts;            /* statistics of experts */
     mo_ablate_choice ablate; /* run again with the outlier features zeroed, and with random ones */
     int64_t ablate_draws;    /* of random features */
   } analysis;
@@ -53,6 +53,8 @@ typedef struct {
     int64_t threads;           /* compute threads per rank; 0 = choose */
     bool verify;               /* compare weights in memory with a second read of the files */
     double checkpoint_seconds; /* a rank saves what it needs to go on this often; 0 = after every layer */
+    char *cache;               /* folder that keeps what came over the network, "": none */
+    double network_patience;   /* seconds without a byte after which a read over the network fails */
   } engine;
   struct {
     char *path;
@@ -66,10 +68,16 @@ typedef struct {
     int64_t gpus;       /* 0 = not given */
     char *gpu_filter;   /* part of the GPU's name, "" if not given */
     double min_vram_gb; /* of a GPU; 0 = not given */
-    double max_price;   /* dollars per hour; 0 = not given */
+    double max_price;   /* dollars per hour for all GPUs together; 0 = not given */
+    /* For moe-pod alone; 0 and "" = not given. */
+    double container_disk_gb, volume_disk_gb;
+    char *cloud_type, *data_center,
+        *image;               /* secure, community or all; part of the data center's id; of the container */
+    double max_hours, budget; /* of a pod; dollars of a command */
   } deployment;
   char *text;      /* the config as run: libconfig text after overrides, for the result file */
   char *directory; /* folder of the config file (without trailing slash), for messages */
+  char *file;      /* the config file, likewise; the name that was given to a text */
 } mo_config;
 
 /* Read `path` and apply `n_overrides` texts "section.key=value" in order (strings may be given without quotes).

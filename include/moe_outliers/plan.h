@@ -141,11 +141,12 @@ MO_CHECKED mo_status mo_plan_predict(const mo_plan *plan, const mo_plan_rates *r
 
 /* What the `plan` command is asked beside the config; 0: choose. */
 typedef struct {
-  int n_ranks;           /* of GPUs: deployment.gpus; else 1 */
-  double vram_gb;        /* engine.device_memory_gb; of GPUs: deployment.min_vram_gb, what deployment.gpu_filter names */
+  int n_ranks;    /* of GPUs: deployment.gpus; else 1 */
+  double vram_gb; /* engine.device_memory_gb; of GPUs: deployment.min_vram_gb, what deployment.gpu_filter names */
   double bandwidth_gb_s; /* of a node's storage */
   double tflops;         /* of a rank, sustained */
   int ranks_per_node;    /* 8, or all if there are fewer */
+  const char *gpu;       /* the GPU's name; NULL: deployment.gpu_filter */
   bool json;
 } mo_plan_options;
 

@@ -53,6 +53,9 @@ const char *mo_error_origin(int *line);
 
 void mo_error_clear(void);
 
+/* From now on the calling thread has an error record of its own: for threads whose work fails apart from each other's. */
+void mo_error_of_thread(void);
+
 /* "s", and "" for 1: mo_plural(n) behind "layer" in a message about n of them. */
 const char *mo_plural(int64_t n);
 

@@ -11,6 +11,7 @@
 #include "moe_outliers/status.h"
 
 struct mo_backend;
+struct mo_network;
 
 typedef enum { MO_F32, MO_BF16, MO_F16, MO_U8, MO_OTHER } mo_dtype; /* MO_OTHER: legal in a file, unusable as weights */
 
@@ -61,6 +62,9 @@ MO_CHECKED mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *
  * MO_F16; MXFP4 is MO_U8. The spec need not outlive it. Out of memory: MO_FAILED. */
 MO_CHECKED mo_status mo_checkpoint_open_synthetic(mo_checkpoint **checkpoint, const mo_model_spec *spec, mo_dtype dtype,
                                                   uint64_t seed);
+/* The same of a folder on the network (network.h), which has connected or was unpacked and must outlive the checkpoint. What
+ * describes the weights is fetched here unless it came with unpack; reads fetch ranges. */
+MO_CHECKED mo_status mo_checkpoint_open_network(mo_checkpoint **checkpoint, struct mo_network *network);
 void mo_checkpoint_close(mo_checkpoint *checkpoint);
 
 /* NULL if the checkpoint has no such tensor. Owned by the checkpoint. */
@@ -77,6 +81,10 @@ int64_t mo_checkpoint_ignored(const mo_checkpoint *checkpoint); /* tensors in sh
  * is MO_FAILED naming the file and the range. Of a synthetic checkpoint only ranges within a tensor may be read. */
 MO_CHECKED mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int64_t offset, int64_t bytes,
                                         void *buffer);
+
+/* Of a checkpoint on the network: true ends reads under way at once, with MO_STOPPED, and later ones too, until false. Those of
+ * files cannot be ended. */
+void mo_checkpoint_interrupt(const mo_checkpoint *checkpoint, bool interrupted);
 
 /* --- the catalogue: what each stage needs, found in the checkpoint and checked --- */
 typedef struct {

@@ -110,10 +110,6 @@ static mo_ablation_row row_of(const mo_ablation_variant *variant, int64_t v, con
   return row;
 }
 
-int64_t mo_ablation_growth_cells(int64_t n_layers, int64_t n_experts, int64_t n_features) {
-  return n_experts ? n_layers * (n_experts + 1) * n_features : 0;
-}
-
 /* The experts of a layer; growth: its [E+1, F]. An expert to which no token came added nothing to any feature. */
 static void add_growth_of_layer(mo_ablation *tables, const mo_ablation_variant *outliers, int64_t layer,
                                 const double *growth, int64_t n_experts) {
@@ -124,13 +120,12 @@ static void add_growth_of_layer(mo_ablation *tables, const mo_ablation_variant *
     for (int64_t i = 0; i < n && any; i++) {
       double of_layer = 0;
       for (int64_t other = 0; other <= n_experts; other++) of_layer += growth[other * n + i];
-      tables->growth[tables->n_growth++] =
-          (mo_growth_row){.layer = (int32_t)layer,
-                          .expert = e < n_experts ? (int32_t)e : -1,
-                          .feature = outliers->features[i],
-                          .growth = growth[e * n + i],
-                          .growth_of_layer = of_layer,
-                          .share = of_layer == 0 ? NAN : growth[e * n + i] / of_layer};
+      tables->growth[tables->n_growth++] = (mo_growth_row){.layer = (int32_t)layer,
+                                                           .expert = e < n_experts ? (int32_t)e : -1,
+                                                           .feature = outliers->features[i],
+                                                           .growth = growth[e * n + i],
+                                                           .growth_of_layer = of_layer,
+                                                           .share = of_layer == 0 ? NAN : growth[e * n + i] / of_layer};
     }
   }
 }

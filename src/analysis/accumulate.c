@@ -68,14 +68,6 @@ void mo_accumulator_free(mo_accumulator *accumulator) {
   free(accumulator);
 }
 
-int64_t mo_accumulator_bytes(const mo_analysis_shape *shape) {
-  const int64_t row = (int64_t)sizeof(mo_site_row) * 2; /* lists double, and values are kept beside the rows */
-  int64_t sites = 2 * shape->n_layers, N = shape->n_sequences;
-  return sites * N * (8 + MO_N_MOMENTS * 8) + N * shape->hidden * mo_position_words(shape) * 8 +
-         shape->n_layers * (shape->n_experts * 8 + mo_experts_of_layer(shape) * (int64_t)sizeof(mo_expert_total)) +
-         N * shape->length * 4 + sites * N * shape->hidden / 8 * row;
-}
-
 static mo_status check_layer_number(const mo_accumulator *accumulator, int64_t layer) {
   if (layer >= 0 && layer < accumulator->shape.n_layers) return MO_OK;
   return MO_FAIL(MO_FAILED, "layer %lld is not in 0..%lld (analysis): report this as a bug", (long long)layer,
@@ -121,10 +113,9 @@ static mo_status add_rows(mo_site_sums *site, const mo_site_statistics *statisti
                      "report this as a bug",
                      count, positive, (long long)shape->length, (long long)sequence, (long long)h);
     if (statistics->position[i] < 0 || statistics->position[i] >= shape->length || statistics->first[i] > 1)
-      return MO_FAIL(MO_FAILED,
-                     "position %d of %lld, %d at position 0 (sequence %lld, feature %lld): report this as a bug",
-                     statistics->position[i], (long long)shape->length, statistics->first[i], (long long)sequence,
-                     (long long)h);
+      return MO_FAIL(
+          MO_FAILED, "position %d of %lld, %d at position 0 (sequence %lld, feature %lld): report this as a bug",
+          statistics->position[i], (long long)shape->length, statistics->first[i], (long long)sequence, (long long)h);
     float low = statistics->min[i], high = statistics->max[i];
     mo_site_row row = {.sequence = (int32_t)sequence,
                        .feature = (int32_t)h,

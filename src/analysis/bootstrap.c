@@ -10,7 +10,8 @@
 const char *mo_bootstrap_method(void) {
   return "sequences resampled with replacement; layer_percentage, block_percentage: Student's t with the draws' "
          "deviation times sqrt(ln 2 / ln(1 + 1/e)), and upwards room for an unseen site or layer; seq_percentage, "
-         "perplexity (its logarithm): bootstrap-t; summary: percentiles of the draws' deviations from their mean, times "
+         "perplexity (its logarithm): bootstrap-t; summary: percentiles of the draws' deviations from their mean, "
+         "times "
          "Student's t over the normal quantile, numbers of features outwards to whole numbers";
 }
 

@@ -7,11 +7,11 @@
 /* Which sites each subset of a chunk of 8 sequences hits, for one feature. */
 typedef struct {
   int64_t words, max_chunks;
-  int64_t *chunks;  /* [n_chunks] chunks in which the feature has cells */
+  int64_t *chunks; /* [n_chunks] chunks in which the feature has cells */
   int64_t n_chunks;
-  uint64_t *table;  /* [n_chunks, 256, words] */
-  uint64_t *all;    /* [words] sites hit by any sequence */
-  uint64_t *hit;    /* [words] scratch */
+  uint64_t *table; /* [n_chunks, 256, words] */
+  uint64_t *all;   /* [words] sites hit by any sequence */
+  uint64_t *hit;   /* [words] scratch */
 } mo_unions;
 
 MO_CHECKED mo_status mo_unions_new(mo_unions *unions, const mo_counts *counts);
@@ -28,8 +28,8 @@ typedef struct {
 
 /* For one feature; scratch of a thread. */
 typedef struct {
-  int64_t words; /* of a set of sequences */
-  int64_t n;     /* sets in use */
+  int64_t words;  /* of a set of sequences */
+  int64_t n;      /* sets in use */
   uint64_t *sets; /* [2L, words] sequences that hit the site, or the layer */
   int64_t *sizes; /* [2L] */
 } mo_hit_sets;
@@ -59,6 +59,7 @@ void mo_benches_free(mo_bench *benches, int n);
 int mo_thread_number(void);
 
 /* Shares of the features and intervals of the summary; moments [n_features], as the rows of analysis->features. */
-MO_CHECKED mo_status mo_bootstrap_summary(mo_analysis *analysis, const mo_counts *counts, const mo_union_moments *moments);
+MO_CHECKED mo_status mo_bootstrap_summary(mo_analysis *analysis, const mo_counts *counts,
+                                          const mo_union_moments *moments);
 
 #endif

@@ -26,9 +26,9 @@ typedef struct {
   candidate *candidates; /* by rising feature */
   int64_t n_candidates;
   double union_scale, mean_scale;
-  double *values;                /* [n_candidates, 2, capacity]: layer and position fraction; NaN: does not qualify */
-  bool *systematic;              /* [n_candidates, capacity] */
-  double *lists;                 /* [threads, 2, n_candidates] */
+  double *values;                 /* [n_candidates, 2, capacity]: layer and position fraction; NaN: does not qualify */
+  bool *systematic;               /* [n_candidates, capacity] */
+  double *lists;                  /* [threads, 2, n_candidates] */
   double *statistics[STATISTICS]; /* [all draws] */
 } summary_draws;
 
@@ -167,17 +167,17 @@ static void conclude(summary_draws *s, mo_analysis *analysis) {
   struct {
     statistic kind;
     double observed, *low, *high;
-  } of[] = {{COUNT, (double)summary->outlier_features, &summary->outlier_features_low, &summary->outlier_features_high},
-            {SYSTEMATIC, (double)summary->systematic_features, &summary->systematic_features_low,
-             &summary->systematic_features_high},
-            {MEAN_LAYER, summary->mean_layer_percentage, &summary->mean_layer_percentage_low,
-             &summary->mean_layer_percentage_high},
-            {MEDIAN_LAYER, summary->median_layer_percentage, &summary->median_layer_percentage_low,
-             &summary->median_layer_percentage_high},
-            {MEAN_SEQ, summary->mean_seq_percentage, &summary->mean_seq_percentage_low,
-             &summary->mean_seq_percentage_high},
-            {MEDIAN_SEQ, summary->median_seq_percentage, &summary->median_seq_percentage_low,
-             &summary->median_seq_percentage_high}};
+  } of[] = {
+      {COUNT, (double)summary->outlier_features, &summary->outlier_features_low, &summary->outlier_features_high},
+      {SYSTEMATIC, (double)summary->systematic_features, &summary->systematic_features_low,
+       &summary->systematic_features_high},
+      {MEAN_LAYER, summary->mean_layer_percentage, &summary->mean_layer_percentage_low,
+       &summary->mean_layer_percentage_high},
+      {MEDIAN_LAYER, summary->median_layer_percentage, &summary->median_layer_percentage_low,
+       &summary->median_layer_percentage_high},
+      {MEAN_SEQ, summary->mean_seq_percentage, &summary->mean_seq_percentage_low, &summary->mean_seq_percentage_high},
+      {MEDIAN_SEQ, summary->median_seq_percentage, &summary->median_seq_percentage_low,
+       &summary->median_seq_percentage_high}};
   for (int k = 0; k < STATISTICS; k++) {
     mo_interval i = centred(of[k].observed, s->statistics[of[k].kind], n, scale);
     bool counts = of[k].kind == COUNT || of[k].kind == SYSTEMATIC;

@@ -40,8 +40,8 @@ static mo_status check_rows(const mo_analysis_shape *shape, const char *where, c
     const mo_position_row *row = &rows[i], *last = i ? row - 1 : NULL;
     bool in_range = row->sequence >= 0 && row->sequence < shape->n_sequences && row->feature >= 0 &&
                     row->feature < shape->hidden && row->positions_hit > 0 && row->positions_hit <= shape->length;
-    bool in_order = !last || last->sequence < row->sequence ||
-                    (last->sequence == row->sequence && last->feature < row->feature);
+    bool in_order =
+        !last || last->sequence < row->sequence || (last->sequence == row->sequence && last->feature < row->feature);
     if (!in_range || !in_order)
       return MO_FAIL(MO_INVALID, "/positions row %lld is %s: sequence %d, feature %d, %d positions (%s): " REMEDY,
                      (long long)i, in_range ? "out of order" : "out of range", row->sequence, row->feature,
@@ -124,8 +124,8 @@ mo_status mo_counts_of_totals(mo_counts **counts, mo_analysis *analysis, const m
   analysis->n_positions = n;
   for (int64_t i = 0; i < n_cells; i++)
     if (totals->sequence_count[i] > 0)
-      *row++ = (mo_position_row){(int32_t)(i / shape->hidden), (int32_t)(i % shape->hidden),
-                                 totals->sequence_positions[i]};
+      *row++ =
+          (mo_position_row){(int32_t)(i / shape->hidden), (int32_t)(i % shape->hidden), totals->sequence_positions[i]};
   MO_TRY(mo_counts_new(counts, shape, "analysis", analysis->positions, n));
   mo_counts *made = *counts;
   for (int64_t h = 0; h < shape->hidden; h++)

@@ -39,14 +39,14 @@ typedef struct {
 
 struct mo_accumulator {
   mo_analysis_shape shape;
-  mo_site_sums *sites; /* [2L] */
-  int64_t *seen;       /* [2L, N] times that the sequence was added at the site: 0 or 1 */
-  double *moments;     /* [3, 2L, N] per sequence: sum, sum of squares, largest |x|; 0 where not seen */
-  uint64_t *positions; /* [N, H, W] bitmap of positions hit, W = ceil(S/64) */
-  int64_t *routing;    /* [L, E] */
+  mo_site_sums *sites;      /* [2L] */
+  int64_t *seen;            /* [2L, N] times that the sequence was added at the site: 0 or 1 */
+  double *moments;          /* [3, 2L, N] per sequence: sum, sum of squares, largest |x|; 0 where not seen */
+  uint64_t *positions;      /* [N, H, W] bitmap of positions hit, W = ceil(S/64) */
+  int64_t *routing;         /* [L, E] */
   mo_expert_total *experts; /* [L, E + 1], the shared one last; none unless the shape asks for them */
-  float *nll;          /* [N, S-1] */
-  int64_t *nll_seen;   /* [N] */
+  float *nll;               /* [N, S-1] */
+  int64_t *nll_seen;        /* [N] */
   mo_order *order;
   mo_status fault; /* of a function that returns nothing; reported by mo_analysis_reduce */
 };
@@ -81,7 +81,7 @@ typedef struct {
 struct mo_counts {
   mo_analysis_shape shape;
   const char *where;
-  int64_t words;    /* of a bitmap of sites */
+  int64_t words; /* of a bitmap of sites */
   int64_t n_cells;
   int64_t *first;   /* [H + 1] first cell of each feature */
   mo_cell *cells;   /* [n_cells] by feature, then sequence */
@@ -106,8 +106,7 @@ static inline int64_t mo_count_sites(const uint64_t *sites, int64_t words) {
 /* Layers with either site: their two bits are neighbours. */
 static inline int64_t mo_count_layers(const uint64_t *sites, int64_t words) {
   int64_t n = 0;
-  for (int64_t w = 0; w < words; w++)
-    n += mo_count_bits((sites[w] | sites[w] >> 1) & UINT64_C(0x5555555555555555));
+  for (int64_t w = 0; w < words; w++) n += mo_count_bits((sites[w] | sites[w] >> 1) & UINT64_C(0x5555555555555555));
   return n;
 }
 

@@ -30,8 +30,8 @@ typedef struct {
   runs runs;
   uint32_t *buffer;
   int64_t n_buffer, buffer_capacity;
-  bool rounded;      /* the runs hold bf16 values */
-  uint32_t *codes;   /* [2, CODES] values counted by bf16 code, positive and negative; NULL: no table */
+  bool rounded;       /* the runs hold bf16 values */
+  uint32_t *codes;    /* [2, CODES] values counted by bf16 code, positive and negative; NULL: no table */
   int32_t first_code; /* the table's smallest magnitude */
 } feature_values;
 

@@ -107,9 +107,7 @@ static int64_t statistics(const sizes *z) {
   return 512 + z->B * (z->H * 29 + 20) + z->B * segments * (z->H * SEGMENT_CELL + tiles_of(z->H, COLUMNS) * TILE_SUMS);
 }
 
-static int64_t expert_statistics(const sizes *z) {
-  return z->E ? (z->E + 1) * (int64_t)sizeof(mo_expert_sums) : 0;
-}
+static int64_t expert_statistics(const sizes *z) { return z->E ? (z->E + 1) * (int64_t)sizeof(mo_expert_sums) : 0; }
 
 /* The list of outliers: at worst all values. */
 static int64_t outliers(const sizes *z) { return larger(FEWEST_OUTLIERS, z->T * z->H) * (int64_t)sizeof(mo_outlier); }
@@ -125,8 +123,8 @@ mo_backend_memory mo_backend_memory_cuda(const mo_backend_load *load) {
   const int64_t context = 600000000, workspaces = (64 + 32 * EXPERT_STREAMS) << 20, rounding = 64 << 20;
   const int64_t connection = 300000000; /* NCCL: a pair of ranks; a rank has at most two neighbours */
   sizes z = sizes_of(load);
-  int64_t parts[] = {weight(&z), vector(&z), experts(&z), logits(&z), statistics(&z), outliers(&z), small(&z),
-                     expert_statistics(&z)};
+  int64_t parts[] = {weight(&z),     vector(&z),   experts(&z), logits(&z),
+                     statistics(&z), outliers(&z), small(&z),   expert_statistics(&z)};
   int64_t sum = 0, most = relations(&z); /* experts' rows come after them */
   for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
     sum += parts[i];

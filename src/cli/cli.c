@@ -10,12 +10,8 @@
 static const struct {
   const char *name;
   int (*run)(int argc, char **argv);
-} COMMANDS[] = {{"run", mo_cli_run},
-                {"plan", mo_cli_plan},
-                {"doctor", mo_cli_doctor},
-                {"report", mo_cli_report},
-                {"export", mo_cli_export},
-                {"synth", mo_cli_synth}};
+} COMMANDS[] = {{"run", mo_cli_run},       {"plan", mo_cli_plan},     {"doctor", mo_cli_doctor},
+                {"report", mo_cli_report}, {"export", mo_cli_export}, {"synth", mo_cli_synth}};
 
 /* The rank that mpirun or srun gave this process, NULL if it was started alone. */
 static const char *launcher_rank(void) {

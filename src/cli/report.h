@@ -14,7 +14,7 @@ typedef struct {
   const mo_feature **shown; /* [n_shown], owned: qualified ones, or all where none qualifies; largest magnitude first */
   int64_t n_shown;
   int64_t n_qualified;
-  int64_t n_more; /* of the same kind, left out by the limit */
+  int64_t n_more;         /* of the same kind, left out by the limit */
   double layer_agreement; /* mean of block_percentage over the strongest; NaN if none qualifies */
   int64_t n_strongest;    /* the first of `shown`, whatever the limit; 0 if none qualifies */
 } mo_report_model;
@@ -24,12 +24,12 @@ enum { MO_REPORT_STRONGEST = 5 }; /* features that layer_agreement is of, at mos
 /* What the models together show of the study's key finding: only gpt_oss models are systematic, so architecture matters
  * more than size. */
 typedef struct {
-  bool comparable;          /* the same criteria in all files */
+  bool comparable; /* the same criteria in all files */
   int n_systematic, n_probabilistic, n_none;
-  bool only_gpt_oss;        /* all systematic models are gpt_oss, all gpt_oss are systematic, and others are not */
+  bool only_gpt_oss;         /* all systematic models are gpt_oss, all gpt_oss are systematic, and others are not */
   bool architecture_decides; /* no architecture has models of two classes, and a systematic model is smaller than a
                                 probabilistic one */
-  char *text;               /* one line, owned */
+  char *text;                /* one line, owned */
 } mo_report_finding;
 
 MO_CHECKED mo_status mo_report_find(mo_report_finding *finding, const mo_report_model *models, int n);

@@ -7,8 +7,11 @@
 #include "moe_outliers/config.h"
 #include "report.h"
 
-static const char *const CHANGEABLE[] = {"analysis.min_layer_fraction", "analysis.min_position_fraction",
-                                         "analysis.systematic_fraction", "analysis.bootstrap", "analysis.seed",
+static const char *const CHANGEABLE[] = {"analysis.min_layer_fraction",
+                                         "analysis.min_position_fraction",
+                                         "analysis.systematic_fraction",
+                                         "analysis.bootstrap",
+                                         "analysis.seed",
                                          "analysis.threshold"};
 
 static mo_status check_key(const char *override) {

@@ -67,12 +67,13 @@ static void print_finding(FILE *out, const mo_report_model *models, int n, const
     fputs(f->only_gpt_oss ? "Only the gpt_oss models are systematic. "
                           : "That only gpt_oss models are systematic does not hold here. ",
           out);
-    fputs(f->architecture_decides
-              ? "Architecture matters more than size: no architecture has models of two classes, and a systematic model "
-                "is smaller than a probabilistic one."
-              : "That architecture matters more than size is not shown: it takes architectures that are each of one "
-                "class, and a systematic model smaller than a probabilistic one.",
-          out);
+    fputs(
+        f->architecture_decides
+            ? "Architecture matters more than size: no architecture has models of two classes, and a systematic model "
+              "is smaller than a probabilistic one."
+            : "That architecture matters more than size is not shown: it takes architectures that are each of one "
+              "class, and a systematic model smaller than a probabilistic one.",
+        out);
   }
 }
 

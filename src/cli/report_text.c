@@ -129,8 +129,7 @@ static void item(const char *name, mo_table_style style, FILE *out) {
     fprintf(out, "  %-18s ", name);
 }
 
-static void print_percentages(const char *name, const char *mean, const char *median, mo_table_style style,
-                              FILE *out) {
+static void print_percentages(const char *name, const char *mean, const char *median, mo_table_style style, FILE *out) {
   item(name, style, out);
   if (mean[0] == '-')
     fputs("-\n", out);
@@ -213,14 +212,16 @@ static void print_summary(const mo_report_model *model, mo_table_style style, FI
   fprintf(out, "): %s\n%s", class_name(file->summary.classification), style == MO_TABLE_MARKDOWN ? "\n" : "");
   item("architecture", style, out);
   mo_print_clean(file->architecture, out);
-  fprintf(out, ", %" PRId64 " layer%s, hidden %" PRId64 "\n", file->n_layers, mo_plural(file->n_layers), file->hidden_size);
+  fprintf(out, ", %" PRId64 " layer%s, hidden %" PRId64 "\n", file->n_layers, mo_plural(file->n_layers),
+          file->hidden_size);
   item("precision", style, out);
   mo_print_clean(file->precision, out);
   fputs(" on ", out);
   mo_print_clean(file->device, out);
   fprintf(out, ", %" PRId64 " rank%s\n", file->n_ranks, mo_plural(file->n_ranks));
   item("tokens", style, out);
-  fprintf(out, "%" PRId64 " sequence%s x %" PRId64 "\n", file->n_sequences, mo_plural(file->n_sequences), file->sequence_length);
+  fprintf(out, "%" PRId64 " sequence%s x %" PRId64 "\n", file->n_sequences, mo_plural(file->n_sequences),
+          file->sequence_length);
   if (file->dataset[0]) {
     item("dataset", style, out);
     mo_print_clean(file->dataset, out);
@@ -241,11 +242,11 @@ static void print_summary(const mo_report_model *model, mo_table_style style, FI
 }
 
 static mo_status print_features(const mo_report_model *model, mo_table_style style, FILE *out) {
-  static const mo_text_column columns[] = {
-      {"feature", false},     {"class", true},        {"max magnitude", false}, {"layers %", false}, {"sites %", false},
-      {"positions %", false}, {"occurrences", false}, {"+ %", false},           {"- %", false},      {"q1", false},
-      {"median", false},      {"q3", false},          {"share %", false},     {"first token %", false},
-      {"qualifies %", false}};
+  static const mo_text_column columns[] = {{"feature", false},     {"class", true},          {"max magnitude", false},
+                                           {"layers %", false},    {"sites %", false},       {"positions %", false},
+                                           {"occurrences", false}, {"+ %", false},           {"- %", false},
+                                           {"q1", false},          {"median", false},        {"q3", false},
+                                           {"share %", false},     {"first token %", false}, {"qualifies %", false}};
   mo_text_table table = MO_TEXT_TABLE(columns);
   for (int64_t i = 0; i < model->n_shown; i++) {
     const mo_feature *f = model->shown[i];

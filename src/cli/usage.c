@@ -37,7 +37,8 @@ static const char RUN[] =
     "\n"
     "Options:\n"
     "  -s, --set section.key=value   replace one value of the config; strings need no quotes; the last one counts\n"
-    "  -v, --verbose                 name the tensors of the checkpoint that the model does not use, and tell at the end\n"
+    "  -v, --verbose                 name the tensors of the checkpoint that the model does not use, and tell at the "
+    "end\n"
     "                                where the time outside the stream of weights went\n"
     "      --fresh                   start over: forget what an interrupted run has left in OUTPUT.resume\n"
     "  -h, --help                    this text\n"
@@ -79,11 +80,14 @@ static const char PLAN[] =
 
 static const char DOCTOR[] =
     "Usage: moe-outliers doctor [CONFIG] [--patience SECONDS] [-s section.key=value]...\n"
-    "Looks, in seconds, at what a run of CONFIG would need: how the ranks were started, their GPUs, cores, network and\n"
-    "memory, the checkpoint and the tokens, the output folder, MPI-IO and locks there, and room. Start it as you would\n"
+    "Looks, in seconds, at what a run of CONFIG would need: how the ranks were started, their GPUs, cores, network "
+    "and\n"
+    "memory, the checkpoint and the tokens, the output folder, MPI-IO and locks there, and room. Start it as you "
+    "would\n"
     "start run, on the same nodes. Without CONFIG it looks at the ranks, the machines and the working directory.\n"
     "\n"
-    "Each line is ok, note (good to know) or fault (the run would fail, or be much slower), with what to do; the last two\n"
+    "Each line is ok, note (good to know) or fault (the run would fail, or be much slower), with what to do; the last "
+    "two\n"
     "are the verdict and the line to start the run with. Nothing is left behind.\n"
     "\n"
     "Options:\n"
@@ -116,8 +120,10 @@ static const char REPORT[] =
     "\n"
     "Columns: \"layers %\" counts layers hit at either of their two sites, \"sites %\" the sites (layer norm outputs,\n"
     "two per layer), \"positions %\" the (sequence, position) pairs; \"+ %\" and \"- %\" split the occurrences by\n"
-    "sign; q1, median and q3 are quartiles of the signed values; \"share %\" is the part of all outlier values, \"first\n"
-    "token %\" the part of the feature's own that are at the first position. csv and json give fractions of 1 under the\n"
+    "sign; q1, median and q3 are quartiles of the signed values; \"share %\" is the part of all outlier values, "
+    "\"first\n"
+    "token %\" the part of the feature's own that are at the first position. csv and json give fractions of 1 under "
+    "the\n"
     "names of the result file; csv prints a table of models, an empty line, a table of features.\n"
     "\n"
     "Examples:\n"
@@ -157,7 +163,8 @@ static const char SYNTH[] =
 mo_status mo_cli_print_usage(const char *command, FILE *out) {
   static const struct {
     const char *command, *text;
-  } texts[] = {{"run", RUN}, {"plan", PLAN}, {"doctor", DOCTOR}, {"report", REPORT}, {"export", EXPORT}, {"synth", SYNTH}};
+  } texts[] = {{"run", RUN},       {"plan", PLAN},     {"doctor", DOCTOR},
+               {"report", REPORT}, {"export", EXPORT}, {"synth", SYNTH}};
   if (!mo_cli_is_first_process()) return MO_OK;
   const char *text = PROGRAM;
   for (size_t i = 0; command && i < sizeof texts / sizeof texts[0]; i++)

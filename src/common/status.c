@@ -6,44 +6,55 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct {
-  pthread_mutex_t lock;
+typedef struct {
   char message[2048];
   const char *file;
   int line;
-} record = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} error_record;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static error_record of_process;
+static _Thread_local error_record of_thread;
+static _Thread_local error_record *own; /* NULL: the process's */
+
+static error_record *current(void) { return own ? own : &of_process; }
+
+void mo_error_of_thread(void) { own = &of_thread; }
 
 mo_status mo_error_set(mo_status code, const char *file, int line, const char *format, ...) {
-  pthread_mutex_lock(&record.lock);
-  if (record.message[0] == '\0') {
+  error_record *record = current();
+  pthread_mutex_lock(&lock);
+  if (record->message[0] == '\0') {
     va_list args;
     va_start(args, format);
-    int length = vsnprintf(record.message, sizeof record.message, format, args);
+    int length = vsnprintf(record->message, sizeof record->message, format, args);
     va_end(args);
-    if (length >= (int)sizeof record.message) memcpy(record.message + sizeof record.message - 4, "...", 4);
-    for (char *c = record.message; *c; c++)
+    if (length >= (int)sizeof record->message) memcpy(record->message + sizeof record->message - 4, "...", 4);
+    for (char *c = record->message; *c; c++)
       if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
-    if (record.message[0] == '\0') snprintf(record.message, sizeof record.message, "error with no text");
-    record.file = file;
-    record.line = line;
+    if (record->message[0] == '\0') snprintf(record->message, sizeof record->message, "error with no text");
+    record->file = file;
+    record->line = line;
   }
-  pthread_mutex_unlock(&record.lock);
+  pthread_mutex_unlock(&lock);
   return code;
 }
 
-const char *mo_error_message(void) { return record.message; }
+const char *mo_error_message(void) { return current()->message; }
 
 const char *mo_error_origin(int *line) {
-  *line = record.line;
-  return record.file ? record.file : "";
+  const error_record *record = current();
+  *line = record->line;
+  return record->file ? record->file : "";
 }
 
 void mo_error_clear(void) {
-  pthread_mutex_lock(&record.lock);
-  record.message[0] = '\0';
-  record.file = NULL;
-  record.line = 0;
-  pthread_mutex_unlock(&record.lock);
+  error_record *record = current();
+  pthread_mutex_lock(&lock);
+  record->message[0] = '\0';
+  record->file = NULL;
+  record->line = 0;
+  pthread_mutex_unlock(&lock);
 }
 
 const char *mo_plural(int64_t n) { return n == 1 ? "" : "s"; }

@@ -23,7 +23,6 @@ static mo_status store(mo_config *config, mo_key_value *values) {
   for (int i = 0; i < mo_n_keys; i++) {
     const mo_key *key = &mo_keys[i];
     mo_key_value *value = &values[i];
-    if (key->offset == MO_KEY_NOT_KEPT) continue;
     void *member = (char *)config + key->offset;
     switch (key->type) {
       case MO_KEY_INT:
@@ -102,7 +101,8 @@ mo_status mo_config_parse(mo_config *config, const char *text, const char *name,
   MO_TRY_TO(done, mo_config_write_text(&config->text, values));
   MO_TRY_TO(done, store(config, values));
   config->directory = mo_strdup(include_dir);
-  MO_TRY_TO(done, config->directory ? MO_OK : MO_FAILED);
+  config->file = mo_strdup(name);
+  MO_TRY_TO(done, config->directory && config->file ? MO_OK : MO_FAILED);
   status = check_together(config, name);
 done:
   mo_key_values_free(values);
@@ -131,7 +131,12 @@ void mo_config_free(mo_config *config) {
   free(config->output.path);
   free(config->output.activations);
   free(config->deployment.gpu_filter);
+  free(config->deployment.cloud_type);
+  free(config->deployment.data_center);
+  free(config->deployment.image);
   free(config->text);
+  free(config->engine.cache);
   free(config->directory);
+  free(config->file);
   memset(config, 0, sizeof *config);
 }

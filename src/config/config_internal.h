@@ -17,15 +17,22 @@
 #define MO_CONFIG_MAX_KEYS 64         /* rows of the table, checked at compile time */
 #define MO_PLACE_SIZE 1024            /* text of a place, "configs/demo.cfg:7" or "-s data.skip=1" */
 
-typedef enum { MO_KEY_INT, MO_KEY_FLOAT, MO_KEY_BOOL, MO_KEY_STRING, MO_KEY_CHOICE, MO_KEY_LAYERS, MO_KEY_NUMBERS } mo_key_type;
+typedef enum {
+  MO_KEY_INT,
+  MO_KEY_FLOAT,
+  MO_KEY_BOOL,
+  MO_KEY_STRING,
+  MO_KEY_CHOICE,
+  MO_KEY_LAYERS,
+  MO_KEY_NUMBERS
+} mo_key_type;
 
 enum {
   MO_KEY_REQUIRED = 1, /* by every command; the string may not be empty */
   MO_KEY_FOR_RUN = 2,  /* by `run`; the string may not be empty */
   MO_KEY_OPEN_MIN = 4, /* the value must be above min, not equal to it */
+  MO_KEY_FOR_POD = 8,  /* of moe-pod alone: in the config as run only if given */
 };
-
-#define MO_KEY_NOT_KEPT ((size_t)-1) /* offset of keys that are checked, but belong to moe-pod */
 
 typedef struct {
   const char *section, *name;

@@ -33,14 +33,15 @@ static const char *const TOGETHER[] = {"auto", "on", "off", NULL};              
 #define LAYERS(section_, name_, max_, help_) KEY(section_, name_, .type = MO_KEY_LAYERS, .max = max_, .help = help_)
 #define NUMBERS(section_, name_, min_, max_, flags_, help_) \
   KEY(section_, name_, .type = MO_KEY_NUMBERS, .min = min_, .max = max_, .flags = flags_, .help = help_)
-/* Keys of moe-pod: type and range are checked, the value is not kept. */
-#define POD(type_, name_, max_, help_) \
-  { .section = "deployment", .name = name_, .type = type_, .offset = MO_KEY_NOT_KEPT, .max = max_, .help = help_ }
+#define POD(name_, max_, help_) \
+  KEY(deployment, name_, .type = MO_KEY_FLOAT, .max = max_, .flags = MO_KEY_FOR_POD, .help = help_)
+#define POD_TEXT(name_, help_) \
+  KEY(deployment, name_, .type = MO_KEY_STRING, .text = "", .flags = MO_KEY_FOR_POD, .help = help_)
 
 /* clang-format off */
 const mo_key mo_keys[] = {
     STRING(model, name, "", 0, "name on the hub; \"\": the folder's name"),
-    STRING(model, path, NULL, MO_KEY_REQUIRED, "folder with config.json and *.safetensors, or synthetic:SEED"),
+    STRING(model, path, NULL, MO_KEY_REQUIRED, "folder with config.json and *.safetensors, its address (hf://, https://), or synthetic:SEED"),
     STRING(model, config, "", 0, "config.json of synthetic weights, and for plan while model.path holds none"),
 
     STRING(data, tokens, NULL, MO_KEY_FOR_RUN, "token file (HDF5), or synthetic:SEED"),
@@ -70,6 +71,8 @@ const mo_key mo_keys[] = {
     INT(engine, threads, 0, 0, 256, "compute threads per rank; 0: choose"),
     BOOL(engine, verify, 0, "read weights twice and compare what is in memory, for doubtful storage"),
     FLOAT(engine, checkpoint_seconds, 30, 0, 1e6, 0, "save this often what a stopped run needs; 0: after every layer"),
+    STRING(engine, cache, "", 0, "folder that keeps weights which came over the network; \"\": nothing is kept"),
+    FLOAT(engine, network_patience, 600, 1, 1e6, 0, "seconds without a byte after which reading over the network fails"),
 
     STRING(output, path, NULL, MO_KEY_FOR_RUN, "result file (HDF5)"),
     LAYERS(output, activations, 65535, "layers whose site tensors are stored too, or \"all\""),
@@ -79,13 +82,14 @@ const mo_key mo_keys[] = {
     INT(deployment, gpus, 0, 0, 1024, "GPUs that moe-pod asks for, and plan plans for; 0: not said"),
     STRING(deployment, gpu_filter, "", 0, "part of the GPU's name; plan takes its rate from it"),
     FLOAT(deployment, max_price, 0, 0, 1e6, 0, "dollars per hour for all GPUs together; 0: no bound"),
-    POD(MO_KEY_FLOAT, "container_disk_gb", 1e6, "container disk; for moe-pod, likewise the rest"),
-    POD(MO_KEY_FLOAT, "volume_disk_gb", 1e6, "volume"),
+    POD(container_disk_gb, 1e6, "least container disk; for moe-pod, likewise the rest"),
+    POD(volume_disk_gb, 1e6, "nothing is kept on volumes: not used"),
     FLOAT(deployment, min_vram_gb, 0, 0, 1e6, 0, "memory of one GPU, for plan too; 0: not said"),
-    POD(MO_KEY_STRING, "cloud_type", 0, "kind of cloud"),
-    POD(MO_KEY_STRING, "data_center", 0, "place"),
-    POD(MO_KEY_FLOAT, "max_hours", 1e6, "time limit"),
-    POD(MO_KEY_FLOAT, "budget", 1e9, "dollars"),
+    POD_TEXT(cloud_type, "secure, community or all (secure)"),
+    POD_TEXT(data_center, "part of the data center's id"),
+    POD_TEXT(image, "container image (RunPod's with CUDA)"),
+    POD(max_hours, 1e6, "of a pod's life"),
+    POD(budget, 1e9, "dollars"),
 };
 /* clang-format on */
 
@@ -169,7 +173,7 @@ void mo_key_hint(const char *section, const char *unknown, char *hint, size_t si
 static void print_default(FILE *out, const mo_key *key) {
   if (key->flags & (MO_KEY_REQUIRED | MO_KEY_FOR_RUN))
     fprintf(out, "%-12s", "(required)");
-  else if (key->offset == MO_KEY_NOT_KEPT)
+  else if (key->flags & MO_KEY_FOR_POD)
     fprintf(out, "%-12s", "");
   else if (key->type == MO_KEY_STRING)
     fprintf(out, "\"%s\"%*s", key->text, 10 - (int)strlen(key->text), "");

@@ -19,8 +19,7 @@ static mo_status take_literal(const mo_key *key, mo_key_value *value, const char
   char *text = mo_alloc(size, 1);
   if (!text) return MO_FAILED;
   /* Lists may come without their brackets. */
-  bool bare_list =
-      (key->type == MO_KEY_LAYERS || key->type == MO_KEY_NUMBERS) && isdigit((unsigned char)literal[0]);
+  bool bare_list = (key->type == MO_KEY_LAYERS || key->type == MO_KEY_NUMBERS) && isdigit((unsigned char)literal[0]);
   snprintf(text, size, bare_list ? "v = ( %s )" : "v = %s", literal);
   mo_status status;
   config_t tree;

@@ -72,7 +72,7 @@ static void print_value(FILE *out, const mo_key *key, const mo_key_value *value)
 
 /* Keys that nobody gave appear with their default, where they have one. */
 static bool has_value(const mo_key *key, const mo_key_value *value) {
-  if (key->offset == MO_KEY_NOT_KEPT) return value->given;
+  if (key->flags & MO_KEY_FOR_POD) return value->given;
   return key->type != MO_KEY_STRING || value->text != NULL;
 }
 

@@ -100,21 +100,10 @@ mo_status mo_workspace_open(mo_workspace **workspace, const mo_model_spec *spec,
 
 void mo_workspace_close(mo_workspace *ws) {
   if (!ws) return;
-  void *buffers[] = {ws->normed,
-                     ws->q,
-                     ws->k,
-                     ws->v,
-                     ws->gate,
-                     ws->mixed,
-                     ws->out,
-                     ws->beta,
-                     ws->decay,
-                     ws->peaks,
-                     ws->expert_out,
-                     ws->routing.expert,
-                     ws->routing.weight,
-                     ws->routing.row,
-                     ws->routing.place};
+  void *buffers[] = {
+      ws->normed,       ws->q,     ws->k,     ws->v,          ws->gate,           ws->mixed,          ws->out,
+      ws->beta,         ws->decay, ws->peaks, ws->expert_out, ws->routing.expert, ws->routing.weight, ws->routing.row,
+      ws->routing.place};
   for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) ws->op->free(ws->backend, buffers[i]);
   free(ws->routing.start);
   free(ws->counts);

@@ -15,17 +15,18 @@ static mo_status name_missing(const mo_config *config, mo_status status) {
   int64_t all, missing = mo_doctor_missing_shards(config->model.path, list, sizeof list, &all);
   if (status == MO_OK || missing < 2) return status;
   mo_error_clear();
-  return MO_FAIL(MO_INVALID, "%lld of %lld shards are missing (%s): %s: fetch them, e.g. hf download %s --local-dir %s",
-                 (long long)missing, (long long)all, config->model.path, list,
-                 strchr(config->model.name, '/') ? config->model.name : "MODEL", config->model.path);
+  return MO_FAIL(MO_INVALID, "%lld of %lld shards are missing (%s): %s: get them with scripts/fetch %s",
+                 (long long)missing, (long long)all, config->model.path, list, config->file);
 }
 
 /* The same shapes without the files: enough for a plan. */
 static mo_status open_shapes(mo_input *input, const mo_config *config) {
   mo_input_free(input);
   *input = (mo_input){0};
+  if (mo_network_is_address(config->model.path) && !config->model.config[0])
+    return MO_INVALID; /* it was asked just now */
   MO_TRY(mo_model_files_for_plan(config, &input->files));
-  MO_TRY(mo_model_read(&input->spec, input->files.config_json));
+  MO_TRY(mo_model_files_read(&input->spec, &input->files));
   input->files.synthetic = true;
   MO_TRY(mo_model_files_open(&input->checkpoint, config, &input->files, &input->spec));
   return mo_catalogue_build(&input->catalogue, &input->spec, input->checkpoint);
@@ -34,7 +35,9 @@ static mo_status open_shapes(mo_input *input, const mo_config *config) {
 /* *known: the shapes at least, on all ranks. */
 static mo_status look_at_checkpoint(mo_doctor_state *d, mo_input *input, bool *known) {
   const mo_config *config = d->job->config;
-  mo_status status = name_missing(config, mo_input_open(input, config));
+  mo_config hasty = *config; /* this step has to end in time */
+  if (hasty.engine.network_patience > d->job->patience / 3) hasty.engine.network_patience = d->job->patience / 3;
+  mo_status status = name_missing(config, mo_input_open(input, d->comm, &hasty));
   MO_TRY(mo_doctor_ask(d, "checkpoint", status, known));
   if (*known) {
     int64_t bytes = 0;

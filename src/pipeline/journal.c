@@ -20,7 +20,7 @@ struct mo_journal {
   char name[32];
   int descriptor;
   uint64_t identity;
-  bool dirty;   /* written since the last sync */
+  bool dirty; /* written since the last sync */
   record_buffer record, aside;
 };
 

@@ -18,16 +18,18 @@ static presence look(const char *path) {
   return stat(config, &info) != 0 && errno == ENOENT ? NO_CONFIG : IS_THERE;
 }
 
-/* Folders of a repository hold further copies of the weights, in other formats. */
 static mo_status missing(const mo_config *config, presence found, const char *otherwise) {
-  const char *path = config->model.path, *name = strchr(config->model.name, '/') ? config->model.name : "MODEL";
-  return MO_FAIL(MO_INVALID, "%s (%s): fetch it, e.g. hf download %s --local-dir %s --exclude '*/*', or %s",
-                 found == NO_FOLDER ? "the checkpoint is missing" : "the checkpoint has no config.json", path, name,
-                 path, otherwise);
+  const char *path = config->model.path, *name = config->model.name;
+  const char *what = found == NO_FOLDER ? "the checkpoint is missing" : "the checkpoint has no config.json";
+  if (!strchr(name, '/'))
+    return MO_FAIL(MO_INVALID, "%s (%s): set model.name to its name on the hub and get it with scripts/fetch %s, or %s",
+                   what, path, config->file, otherwise);
+  return MO_FAIL(MO_INVALID,
+                 "%s (%s): get it with scripts/fetch %s, read it from the hub with -s model.path=hf://%s, or %s", what,
+                 path, config->file, name, otherwise);
 }
 
-/* "synthetic:SEED" of a key; *synthetic is false and *seed 0 for any other text. */
-static mo_status read_synthetic(const char *text, const char *key, bool *synthetic, uint64_t *seed) {
+mo_status mo_model_files_seed(const char *text, const char *key, bool *synthetic, uint64_t *seed) {
   static const char prefix[] = "synthetic:";
   *seed = 0;
   *synthetic = strncmp(text, prefix, sizeof prefix - 1) == 0;
@@ -54,7 +56,7 @@ static mo_status use_config(const mo_config *config, mo_model_files *files) {
 /* Fills *files if the weights are synthetic. */
 static mo_status find_synthetic(const mo_config *config, mo_model_files *files) {
   *files = (mo_model_files){.config_json = config->model.path};
-  MO_TRY(read_synthetic(config->model.path, "model.path", &files->synthetic, &files->seed));
+  MO_TRY(mo_model_files_seed(config->model.path, "model.path", &files->synthetic, &files->seed));
   if (!files->synthetic) return MO_OK;
   if (config->model.config[0]) return use_config(config, files);
   return MO_FAIL(MO_INVALID,
@@ -62,7 +64,44 @@ static mo_status find_synthetic(const mo_config *config, mo_model_files *files) 
                  config->model.path);
 }
 
+/* --- on the network --- */
+
+static mo_status open_address(const mo_config *config, mo_model_files *files) {
+  mo_network_options options = {.cache = config->engine.cache, .patience = config->engine.network_patience};
+  *files = (mo_model_files){.config_json = config->model.path};
+  return mo_network_open(&files->network, config->model.path, &options);
+}
+
+/* A plan asks for nothing but config.json. */
+static mo_status ask_for_plan(const mo_config *config, mo_model_files *files) {
+  *files = (mo_model_files){0};
+  if (config->model.config[0]) return use_config(config, files);
+  MO_TRY(open_address(config, files));
+  return mo_network_connect(files->network);
+}
+
+mo_status mo_model_files_read(mo_model_spec *spec, const mo_model_files *files) {
+  const char *text;
+  char name[1200];
+  size_t bytes;
+  if (!files->network) return mo_model_read(spec, files->config_json);
+  MO_TRY(mo_network_file(files->network, "config.json", &text, &bytes));
+  if (!text)
+    return MO_FAIL(MO_INVALID, "there is no config.json (%s): give the address of a model's folder",
+                   mo_network_address(files->network));
+  snprintf(name, sizeof name, "%.1100s/config.json", mo_network_address(files->network));
+  return mo_model_parse(spec, text, bytes, name);
+}
+
+void mo_model_files_free(mo_model_files *files) {
+  mo_network_close(files->network);
+  files->network = NULL;
+}
+
+/* --- wherever they are --- */
+
 mo_status mo_model_files_for_run(const mo_config *config, mo_model_files *files) {
+  if (mo_network_is_address(config->model.path)) return open_address(config, files);
   MO_TRY(find_synthetic(config, files));
   if (files->synthetic) return MO_OK;
   presence found = look(config->model.path);
@@ -70,33 +109,11 @@ mo_status mo_model_files_for_run(const mo_config *config, mo_model_files *files)
 }
 
 mo_status mo_model_files_for_plan(const mo_config *config, mo_model_files *files) {
+  if (mo_network_is_address(config->model.path)) return ask_for_plan(config, files);
   MO_TRY(find_synthetic(config, files));
   if (files->synthetic) return MO_OK;
   presence found = look(config->model.path);
   if (found == IS_THERE) return MO_OK;
   if (!config->model.config[0]) return missing(config, found, "set model.config to a config.json to plan with");
   return use_config(config, files);
-}
-
-mo_status mo_model_files_open(mo_checkpoint **checkpoint, const mo_config *config, const mo_model_files *files,
-                              const mo_model_spec *spec) {
-  if (!files->synthetic) return mo_checkpoint_open(checkpoint, config->model.path);
-  return mo_checkpoint_open_synthetic(checkpoint, spec, spec->stored_bytes == 4 ? MO_F32 : MO_BF16, files->seed);
-}
-
-mo_status mo_model_files_tokens(mo_tokens *tokens, const mo_config *config, int64_t vocab) {
-  bool synthetic;
-  uint64_t seed;
-  MO_TRY(read_synthetic(config->data.tokens, "data.tokens", &synthetic, &seed));
-  if (synthetic)
-    return mo_tokens_synthetic(tokens, seed, config->data.skip, config->data.sequences, config->data.length, vocab);
-  return mo_tokens_read(tokens, config->data.tokens, config->data.skip, config->data.sequences, config->data.length,
-                        vocab);
-}
-
-char *mo_model_files_dataset(const mo_config *config) {
-  struct stat info;
-  /* What else the path may be is told by those who read the ids. */
-  if (stat(config->data.tokens, &info) != 0 || !S_ISREG(info.st_mode)) return NULL;
-  return mo_tokens_dataset(config->data.tokens);
 }

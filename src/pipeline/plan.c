@@ -1,5 +1,5 @@
-#include "moe_outliers/ablation.h"
 #include "moe_outliers/plan.h"
+#include "moe_outliers/ablation.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +31,8 @@ static void fill_memory_of_variants(mo_plan *plan, const mo_plan_request *reques
   plan->workspace_bytes += plan->micro_batch * plan->length * spec->attention.heads * (int64_t)sizeof(float);
   plan->workspace_bytes += request->variants * (cells * 8 + spec->hidden * 4) + blocks * 256;
   int64_t growth = mo_ablation_growth_cells(spec->n_layers, spec->moe.experts, request->followed);
-  if (growth) plan->workspace_bytes += growth * 8 + plan->micro_batch * plan->length * request->followed * 3 * 4 + 3 * 256;
+  if (growth)
+    plan->workspace_bytes += growth * 8 + plan->micro_batch * plan->length * request->followed * 3 * 4 + 3 * 256;
   plan->statistics_bytes += (request->variants * (cells + plan->n_sequences * plan->length) + growth) * 8;
 }
 

@@ -1,4 +1,4 @@
-/* Private to the pipeline: what the `plan` command found out, and its forms. */
+/* What the `plan` command finds out, for itself and for moe-pod; and its forms. */
 #ifndef MO_PIPELINE_PLAN_OVERVIEW_H
 #define MO_PIPELINE_PLAN_OVERVIEW_H
 
@@ -24,6 +24,13 @@ typedef struct {
   mo_plan_time pass_time;
   int64_t n_variants, n_passes;
 } mo_plan_overview;
+
+/* Finds what this machine's cores compute, as mo_cpu_rate. */
+typedef mo_status mo_cpu_rate_finder(mo_precision precision, int threads, double *flops_per_second);
+
+/* Fill what config and options ask for; cpu_rate: for a plan for CPUs, NULL: an assumed rate. After a failure, too, free it. */
+MO_CHECKED mo_status mo_plan_overview_make(mo_plan_overview *overview, mo_cpu_rate_finder *cpu_rate);
+void mo_plan_overview_free(mo_plan_overview *overview);
 
 double mo_plan_gpu_hours(const mo_plan_overview *overview);
 double mo_plan_ablation_seconds(const mo_plan_overview *overview); /* at most */

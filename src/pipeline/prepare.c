@@ -11,6 +11,7 @@
 #include "moe_outliers/machine.h"
 #include "moe_outliers/phases.h"
 #include "moe_outliers/threads.h"
+#include "pipeline/input_network.h"
 
 struct mo_preparation {
   const mo_config *config;
@@ -44,23 +45,36 @@ static mo_status check_layers(const mo_config *config, const mo_model_spec *spec
   return MO_OK;
 }
 
-mo_status mo_input_open(mo_input *input, const mo_config *config) {
-  MO_TRY(mo_model_files_for_run(config, &input->files));
-  MO_TRY(mo_model_read(&input->spec, input->files.config_json));
+static mo_status read_model(mo_input *input, const mo_config *config) {
+  MO_TRY(mo_model_files_read(&input->spec, &input->files));
   MO_TRY(check_layers(config, &input->spec));
-  MO_TRY(mo_model_files_open(&input->checkpoint, config, &input->files, &input->spec));
+  return mo_model_files_open(&input->checkpoint, config, &input->files, &input->spec);
+}
+
+mo_status mo_input_open(mo_input *input, mo_comm *comm, const mo_config *config) {
+  MO_TRY(mo_model_files_for_run(config, &input->files));
+  if (input->files.network)
+    MO_TRY(mo_input_read_network(input, comm, config, read_model));
+  else
+    MO_TRY(read_model(input, config));
   return mo_catalogue_build(&input->catalogue, &input->spec, input->checkpoint);
 }
 
 static void *read_input(void *argument) {
   mo_preparation *p = argument;
   double begin = mo_seconds();
-  p->status = mo_input_open(&p->input, p->config);
+  p->status = mo_input_open(&p->input, NULL, p->config);
   mo_phase_took(MO_PHASE_HEADERS, mo_seconds() - begin);
   return NULL;
 }
 
-mo_status mo_preparation_input(mo_preparation *p, mo_input *input) {
+mo_status mo_preparation_input(mo_preparation *p, mo_comm *comm, mo_input *input) {
+  if (mo_network_is_address(p->config->model.path)) {
+    double begin = mo_seconds();
+    mo_status status = mo_input_open(input, comm, p->config);
+    mo_phase_took(MO_PHASE_HEADERS, mo_seconds() - begin);
+    return status;
+  }
   if (p->reading) pthread_join(p->reader, NULL);
   p->reading = false;
   *input = p->input;
@@ -72,6 +86,7 @@ void mo_input_free(mo_input *input) {
   mo_catalogue_free(&input->catalogue);
   mo_checkpoint_close(input->checkpoint);
   mo_model_free(&input->spec);
+  mo_model_files_free(&input->files);
 }
 
 const char *mo_preparation_dataset(const mo_preparation *p) { return p->dataset; }
@@ -87,7 +102,8 @@ mo_status mo_run_prepare(mo_preparation **preparation, const mo_config *config) 
   p->config = config;
   /* Here, as it takes a process that has one thread and has not met MPI yet. */
   if (number_of(numbers) <= 0) p->dataset = mo_model_files_dataset(config);
-  if (ranks > 0) (void)mo_machine_widen(ranks); /* else these threads and MPI would share a core */
+  if (ranks > 0) (void)mo_machine_widen(ranks);                /* else these threads and MPI would share a core */
+  if (mo_network_is_address(config->model.path)) return MO_OK; /* one rank asks, once they have met */
   p->reading = mo_thread_start(&p->reader, read_input, p) == 0;
   if (!p->reading) (void)read_input(p);
   return MO_OK;

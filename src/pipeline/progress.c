@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/meter.h"
+#include "moe_outliers/network.h"
 #include "moe_outliers/threads.h"
 
 static const double poll_seconds = 0.01, tick_seconds = 0.2, note_seconds = 0.25, stall_seconds = 5;
@@ -194,7 +195,8 @@ static void tell_stall(mo_progress *p, double now) {
   if (seconds < p->told_stall + stall_seconds || p->meter.bar) return;
   p->told_stall = seconds;
   describe_stall(p, stall, sizeof stall);
-  snprintf(text, sizeof text, "%s: check the storage", stall);
+  bool remote = mo_network_is_address(mo_checkpoint_directory(p->job.checkpoint));
+  snprintf(text, sizeof text, "%s: check the %s", stall, remote ? "network" : "storage");
   mo_meter_show(&p->meter, now, 0, text);
 }
 

@@ -5,6 +5,7 @@
 
 #include "moe_outliers/backend.h"
 #include "moe_outliers/comm.h"
+#include "moe_outliers/network.h"
 #include "moe_outliers/plan.h"
 #include "moe_outliers/results.h"
 #include "moe_outliers/tokens.h"
@@ -15,6 +16,7 @@ typedef struct {
   mo_comm *comm;
   const mo_config *config;
   const char *config_json; /* file, or folder with config.json */
+  mo_network *network;     /* that it and the checkpoint come from, NULL: files */
   bool synthetic;          /* the weights: no files */
   const mo_model_spec *spec;
   const mo_checkpoint *checkpoint;

@@ -92,6 +92,14 @@ static mo_status put_config_json(FILE *out, const char *path) {
   return status;
 }
 
+static mo_status put_config_text(FILE *out, mo_network *network) {
+  const char *text;
+  size_t bytes;
+  MO_TRY(mo_network_file(network, "config.json", &text, &bytes)); /* it is here since the model was read */
+  fprintf(out, "config.json = contents %016" PRIx64 "\n", mo_checksum(text, bytes, 0));
+  return MO_OK;
+}
+
 /* A file by name, size, time of its last change, and the hash of its header. */
 static mo_status put_file(FILE *out, const char *path) {
   struct stat information;
@@ -119,6 +127,10 @@ static mo_status put_checkpoint(FILE *out, const mo_resume_job *job) {
     fprintf(out, "checkpoint = %s\n", job->config->model.path);
     return MO_OK;
   }
+  if (job->network) {
+    mo_network_identify(job->network, out);
+    return MO_OK;
+  }
   for (int64_t i = 0; i < n; i++) {
     int32_t file = mo_checkpoint_tensor(job->checkpoint, i)->file;
     if (file >= n_files) n_files = file + 1;
@@ -139,7 +151,7 @@ mo_status mo_identity_text(char **text, const mo_resume_job *job) {
   fprintf(out, "engine.device = \"%s\"\n", job->backend->table->name);
   fprintf(out, "data.tokens = contents %016" PRIx64 "\n",
           mo_checksum(tokens->ids, (size_t)(tokens->n_sequences * tokens->length) * sizeof *tokens->ids, 0));
-  mo_status status = put_config_json(out, job->config_json);
+  mo_status status = job->network ? put_config_text(out, job->network) : put_config_json(out, job->config_json);
   if (status == MO_OK) status = put_checkpoint(out, job);
   if (fclose(out) != 0 && status == MO_OK) status = MO_FAIL(MO_FAILED, "out of memory (interrupted run): free some");
   if (status != MO_OK) {

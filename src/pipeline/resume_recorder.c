@@ -11,11 +11,11 @@ struct mo_recorder {
   const mo_resume *resume;
   const mo_plan *plan;
   mo_journal *journal;
-  int64_t stage, micro;  /* the task under way */
+  int64_t stage, micro; /* the task under way */
   struct {
     bool expected, ended; /* ended: the task's record is aside */
     int64_t stage, micro;
-  } experts; /* of the last task with experts */
+  } experts;             /* of the last task with experts */
   mo_timing_row *noted;  /* [n_stages] what records hold of a stage's timing */
   int64_t *held, *saved; /* [n_micro] stage before which the rows are, -1: not to be used; that they were saved for */
   uint64_t *positions;   /* backend memory [n_thresholds, B, H, ceil(S/64)] */
@@ -137,8 +137,7 @@ mo_status mo_recorder_take_experts(mo_recorder *r) {
   r->experts.expected = false;
   MO_TRY(r->job.backend->table->expert_results(r->job.backend, &statistics));
   mo_task task = task_of(r, r->experts.micro);
-  MO_TRY(
-      mo_accumulator_add_experts(r->job.accumulators[0], r->experts.stage - 1, task.first_sequence, &statistics));
+  MO_TRY(mo_accumulator_add_experts(r->job.accumulators[0], r->experts.stage - 1, task.first_sequence, &statistics));
   if (!r->experts.ended) return mo_task_put_experts(r->journal, &statistics);
   mo_journal_swap(r->journal);
   MO_TRY(mo_task_put_experts(r->journal, &statistics));

@@ -4,7 +4,21 @@
 #include <string.h>
 
 /* Kinds of a record's parts; the index of a site's parts is 2 * threshold + site, that of positions the threshold. */
-enum { HEAD = 1, SUM, SUM_SQUARES, MAX_ABS, CELLS, OUTLIERS, PACKED, N_SITE_KINDS, ROUTING = 16, NLL, POSITIONS, TIMING, EXPERTS };
+enum {
+  HEAD = 1,
+  SUM,
+  SUM_SQUARES,
+  MAX_ABS,
+  CELLS,
+  OUTLIERS,
+  PACKED,
+  N_SITE_KINDS,
+  ROUTING = 16,
+  NLL,
+  POSITIONS,
+  TIMING,
+  EXPERTS
+};
 
 typedef struct {
   int64_t n_sequences, rows;
@@ -42,8 +56,8 @@ static mo_status put_cells(mo_journal *journal, const mo_task *task, int32_t ind
   cell *next = place;
   for (int64_t i = 0; i < n; i++)
     if (s->count[i] != 0)
-      *next++ = (cell){i,        s->count[i],   s->positive[i], s->min[i],
-                       s->max[i], s->sum_abs[i], s->position[i], s->first[i]};
+      *next++ =
+          (cell){i, s->count[i], s->positive[i], s->min[i], s->max[i], s->sum_abs[i], s->position[i], s->first[i]};
   return MO_OK;
 }
 

@@ -12,6 +12,7 @@
 #include "moe_outliers/threads.h"
 #include "pipeline/ablation.h"
 #include "pipeline/engine.h"
+#include "pipeline/input_network.h"
 #include "pipeline/model_files.h"
 #include "pipeline/prepare.h"
 #include "pipeline/resume.h"
@@ -41,7 +42,7 @@ typedef struct {
   int64_t n_timing;
   mo_engine_clock clock;
   mo_stage_clock *stages;
-  char *model_name;
+  char *model_name, *config_text;
 } run_state;
 
 static bool ablates(const run_state *run) { return run->config->analysis.ablate == MO_ABLATE_FEATURES; }
@@ -51,24 +52,26 @@ static bool ablates(const run_state *run) { return run->config->analysis.ablate 
 static mo_status name_model(run_state *run) {
   const mo_config *config = run->config;
   const char *name = config->model.name;
-  char *path = mo_strdup(config->model.path);
+  bool remote = run->input.files.network != NULL;
+  char *path = remote ? mo_network_name(config->model.path) : mo_strdup(config->model.path);
   if (!path) return MO_FAILED;
   size_t length = strlen(path);
   while (length > 1 && path[length - 1] == '/') path[--length] = '\0';
   const char *slash = strrchr(path, '/');
-  if (!name || !name[0]) name = slash && slash[1] ? slash + 1 : path;
+  if (!name || !name[0]) name = slash && slash[1] && !remote ? slash + 1 : path;
   bool random = run->input.files.synthetic; /* nobody shall take its tables for the model's */
   size_t size = strlen(name) + strlen(path) + sizeof " (random weights, )";
   run->model_name = mo_alloc(size, 1);
   if (run->model_name && random) snprintf(run->model_name, size, "%s (random weights, %s)", name, path);
   if (run->model_name && !random) snprintf(run->model_name, size, "%s", name);
   free(path);
-  return run->model_name ? MO_OK : MO_FAILED;
+  run->config_text = mo_input_config_text(&run->input, config);
+  return run->model_name && run->config_text ? MO_OK : MO_FAILED;
 }
 
 static mo_status open_input(run_state *run, mo_preparation *preparation) {
   const mo_config *config = run->config;
-  MO_TRY(mo_preparation_input(preparation, &run->input));
+  MO_TRY(mo_preparation_input(preparation, run->comm, &run->input));
   run->dataset = mo_preparation_dataset(preparation);
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
   MO_TRY(name_model(run));
@@ -120,6 +123,7 @@ static mo_status open_resume(run_state *run) {
                        .config = run->config,
                        .config_json = run->input.files.config_json,
                        .synthetic = run->input.files.synthetic,
+                       .network = run->input.files.network,
                        .spec = &run->input.spec,
                        .checkpoint = run->input.checkpoint,
                        .tokens = &run->tokens,
@@ -173,7 +177,7 @@ static mo_status create_results(run_state *run) {
       .architecture = run->input.spec.architecture,
       .precision = mo_precision_name(config->engine.precision),
       .device = run->table->name,
-      .config = config->text,
+      .config = run->config_text,
       .n_layers = run->input.spec.n_layers,
       .hidden_size = run->input.spec.hidden,
       .n_experts = run->input.spec.moe.experts,
@@ -329,6 +333,7 @@ static mo_status stream(run_state *run) {
     note_surplus(run);
     note_unused(run);
     note_turns(run);
+    mo_input_note_commit(&run->input, run->config);
     mo_resume_note(&run->resume);
   }
   mo_comm_heed_stop(comm, true);
@@ -396,6 +401,7 @@ static mo_status run_phases(run_state *run, mo_preparation *preparation) {
   MO_TRY(prepare(run, preparation));
   MO_TRY(stream(run));
   MO_TRY(mo_comm_join(run->comm, compare_time(run)));
+  MO_TRY(mo_comm_join(run->comm, mo_input_note_cache(&run->input, run->comm)));
   if (ablates(run)) MO_TRY(ablate(run));
   bool beside = mo_thread_start(&closing, close_beside, run) == 0; /* a GPU takes its time to give memory back */
   mo_status status = conclude(run);
@@ -436,6 +442,7 @@ mo_status mo_run(const mo_config *config, mo_comm *comm, const mo_run_options *o
   mo_tokens_free(&run.tokens);
   mo_input_free(&run.input);
   free(run.model_name);
+  free(run.config_text);
   mo_phase_ends(MO_PHASE_CLOSE);
   if (status != MO_OK || !options->verbose) return status;
   return mo_comm_allreduce(comm, mo_phases(), MO_PHASE_COUNT, MO_MAX_I64);

@@ -30,24 +30,8 @@ static int64_t own_memory(const mo_run_plan_job *job) {
   return table->host_memory ? available / 4 * 3 : available / 100 * 92 + table->memory(&nothing).overhead;
 }
 
-int mo_run_threads(const mo_config *config, int cores) {
-  return config->engine.threads > 0 ? (int)config->engine.threads : cores;
-}
-
-int mo_run_readers(const mo_config *config, int cores) {
-  int most = cores < MO_STREAM_READERS ? cores : MO_STREAM_READERS;
-  return config->engine.readers > 0 ? (int)config->engine.readers : most;
-}
-
-mo_stream_plan mo_run_stream(const mo_config *config, int readers) {
-  return (mo_stream_plan){.n_readers = readers,
-                          .host_bytes = (int64_t)(config->engine.host_memory_gb * 1e9),
-                          .verify = config->engine.verify};
-}
-
 static int64_t staging_bytes(const mo_run_plan_job *job) {
-  mo_stream_plan stream = mo_run_stream(job->config, job->readers);
-  return mo_stream_host_bytes(&stream, job->backend->table->host_memory);
+  return mo_run_staging(job->config, job->readers, job->backend->table->host_memory);
 }
 
 /* Least memory, and most threads and staging, of all ranks. */

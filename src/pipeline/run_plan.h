@@ -22,7 +22,7 @@ typedef struct {
   int readers;          /* threads that load weights */
   const int64_t *start; /* [n_micro] stages at which the micro-batches of a continued run go on, else NULL */
   int64_t variants;     /* a pass of the ablation, in the memory that the run's plan found; 0: the run itself */
-  int64_t followed; /* by it: outlier features */
+  int64_t followed;     /* by it: outlier features */
   int64_t memory_bytes;
 } mo_run_plan_job;
 
@@ -32,6 +32,9 @@ int mo_run_readers(const mo_config *config, int cores);
 
 /* What the config says of the streamer, without stages and arena. */
 mo_stream_plan mo_run_stream(const mo_config *config, int readers);
+
+/* Host memory that weights take on their way, at most. host_memory: as the backend's. */
+int64_t mo_run_staging(const mo_config *config, int readers, bool host_memory);
 
 /* The same plan on every rank. Collective. */
 MO_CHECKED mo_status mo_run_plan(mo_plan *plan, const mo_run_plan_job *job);

@@ -274,8 +274,9 @@ static mo_status read_experts(mo_results_file *read, const mo_h5_file *file) {
   mo_status status = MO_OK;
   /* A damaged row count must not become a huge allocation. */
   if (read->n_experts < 0 || read->n_layers < 0 || cursor.n_rows / (read->n_experts + 1) > read->n_layers)
-    status = MO_FAIL(MO_INVALID, "/experts has %lld rows for %lld layers of %lld experts (%s): %s",
-                     (long long)cursor.n_rows, (long long)read->n_layers, (long long)read->n_experts, file->path, REMEDY);
+    status =
+        MO_FAIL(MO_INVALID, "/experts has %lld rows for %lld layers of %lld experts (%s): %s", (long long)cursor.n_rows,
+                (long long)read->n_layers, (long long)read->n_experts, file->path, REMEDY);
   if (status == MO_OK && !(read->experts = mo_alloc((size_t)cursor.n_rows, sizeof *read->experts))) status = MO_FAILED;
   read->n_expert_rows = cursor.n_rows;
   while (status == MO_OK && cursor.next < cursor.n_rows) {
@@ -317,7 +318,7 @@ mo_status mo_results_read(mo_results_file *read, const char *path) {
 
 void mo_results_file_free(mo_results_file *read) {
   char *const texts[] = {read->path,   read->model_name, read->architecture, read->precision,
-                         read->device, read->dataset,    read->started, read->finished};
+                         read->device, read->dataset,    read->started,      read->finished};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(texts[i]);
   free(read->experts);
   free(read->features);

@@ -12,8 +12,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 mo_status mo_table_cursor_open(mo_table_cursor *cursor, const mo_h5_file *file, const mo_table *table,
                                const char *name) {
-  *cursor = (mo_table_cursor){
-      .file = file, .table = table, .dataset = H5I_INVALID_HID, .type = H5I_INVALID_HID};
+  *cursor = (mo_table_cursor){.file = file, .table = table, .dataset = H5I_INVALID_HID, .type = H5I_INVALID_HID};
   snprintf(cursor->name, sizeof cursor->name, "%s", name);
   mo_status status = MO_OK;
   if ((cursor->dataset = H5Dopen2(file->id, name, H5P_DEFAULT)) < 0) status = mo_h5_fail(file, "open dataset", name);

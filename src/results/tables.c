@@ -49,10 +49,10 @@ static const mo_column positions[] = {
     COL(I32, positions_hit, NULL, "positions with an outlier value at any site, of S"),
 };
 #undef COL
-const mo_table mo_table_positions =
-    TABLE(mo_position_row, positions,
-          "Positions that a feature hits: a row per (sequence, feature) with at least one outlier value at any site, sorted "
-          "by sequence, then feature");
+const mo_table mo_table_positions = TABLE(
+    mo_position_row, positions,
+    "Positions that a feature hits: a row per (sequence, feature) with at least one outlier value at any site, sorted "
+    "by sequence, then feature");
 
 #define COL(...) COLUMN(mo_sequence_feature, __VA_ARGS__)
 static const mo_column sequence_features[] = {
@@ -98,7 +98,8 @@ static const mo_column features[] = {
     INTERVAL(mo_feature, block_percentage),
     INTERVAL(mo_feature, seq_percentage),
     LATER(mo_feature, qualifies_share, "fraction 0..1 of the bootstrap draws in which it qualifies; NaN: no draws"),
-    LATER(mo_feature, systematic_share, "fraction 0..1 of the bootstrap draws in which it is SYSTEMATIC; NaN: no draws"),
+    LATER(mo_feature, systematic_share,
+          "fraction 0..1 of the bootstrap draws in which it is SYSTEMATIC; NaN: no draws"),
 };
 #undef COL
 const mo_table mo_table_features =
@@ -132,10 +133,10 @@ static const mo_column top_values[] = {
     COL(F32, value, NULL, "the sequence's outlier value of the largest magnitude, signed"),
 };
 #undef COL
-const mo_table mo_table_top_values =
-    TABLE(mo_top_value, top_values,
-          "Where the largest values are: for each feature that qualifies in the pooled analysis, at each site that it hits, "
-          "the largest value of each sequence, the five largest of these; sorted by feature, layer, site, rank");
+const mo_table mo_table_top_values = TABLE(
+    mo_top_value, top_values,
+    "Where the largest values are: for each feature that qualifies in the pooled analysis, at each site that it hits, "
+    "the largest value of each sequence, the five largest of these; sorted by feature, layer, site, rank");
 
 #define COL(...) COLUMN(mo_expert, __VA_ARGS__)
 static const mo_column experts[] = {
@@ -146,7 +147,8 @@ static const mo_column experts[] = {
     COL(I64, outlier_values, NULL, "sum over its tokens of each token's outlier values at ln_mlp"),
     COL(I64, outlier_tokens, "tokens", "of its tokens: those with at least one outlier value at ln_mlp"),
     COL(F32, max_output, NULL,
-        "largest magnitude of its down projection's output, before that is weighted; NaN does not count; 0 if it got no "
+        "largest magnitude of its down projection's output, before that is weighted; NaN does not count; 0 if it got "
+        "no "
         "token"),
     COL(I32, max_sequence, NULL, "sequence of the token with that output, the first one; -1 if it got no token"),
     COL(I32, max_position, NULL, "its position; -1 likewise"),
@@ -208,15 +210,16 @@ static const mo_column growth[] = {
     COL(I32, layer, NULL, "decoder layer, from 0"),
     COL(I32, expert, NULL, "-1: the shared expert"),
     COL(I32, feature, NULL, "hidden dimension"),
-    COL(F64, growth, NULL, "what the expert adds to the sum of the feature's squares in the residual stream over all tokens"),
+    COL(F64, growth, NULL,
+        "what the expert adds to the sum of the feature's squares in the residual stream over all tokens"),
     COL(F64, growth_of_layer, NULL, "what all experts of the layer add to it"),
     COL(F64, share, NULL, "growth over growth_of_layer; NaN: that is 0"),
 };
 #undef COL
-const mo_table mo_table_growth =
-    TABLE(mo_growth_row, growth,
-          "Growth of the outlier features by the experts, in the model as it is: a row per layer, expert and feature; an "
-          "expert that adds nothing has none");
+const mo_table mo_table_growth = TABLE(
+    mo_growth_row, growth,
+    "Growth of the outlier features by the experts, in the model as it is: a row per layer, expert and feature; an "
+    "expert that adds nothing has none");
 
 #define COL(...) COLUMN(mo_summary, __VA_ARGS__)
 static const mo_column summary[] = {

@@ -119,8 +119,8 @@ static mo_status read_note(const char *path, char **note) {
   MO_TRY(mo_h5_setup());
   MO_TRY(mo_h5_open(&file, H5F_ACC_RDONLY));
   hid_t dataset = H5Dopen2(file.id, "tokens", H5P_DEFAULT);
-  mo_status status = dataset < 0 ? mo_h5_fail(&file, "open dataset", "/tokens")
-                                 : mo_h5_get_text(&file, dataset, "dataset", "", note);
+  mo_status status =
+      dataset < 0 ? mo_h5_fail(&file, "open dataset", "/tokens") : mo_h5_get_text(&file, dataset, "dataset", "", note);
   status = mo_h5_close(&file, status, dataset);
   return mo_h5_close(&file, status, file.id);
 }

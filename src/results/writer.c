@@ -34,9 +34,7 @@ static mo_status break_off(mo_results *results, const char *what) {
   return status;
 }
 
-bool mo_results_in_turns(const mo_results *results) {
-  return results->serial && mo_comm_size(results->comm) > 1;
-}
+bool mo_results_in_turns(const mo_results *results) { return results->serial && mo_comm_size(results->comm) > 1; }
 
 mo_status mo_results_open(mo_results *results) {
   if (results->serial) return mo_h5_open(&results->file, H5F_ACC_RDWR);
@@ -81,17 +79,24 @@ void mo_results_discard(mo_results *results) {
 static mo_status put_root(const mo_h5_file *file, hid_t root, const mo_results_header *header) {
   char started[TIME_BYTES];
   now_utc(started);
-  const mo_h5_text texts[] = {{"format", "moe-outliers"},         {"program_version", MO_VERSION},
-                              {"model_name", header->model_name}, {"architecture", header->architecture},
-                              {"precision", header->precision},   {"device", header->device},
-                              {"config", header->config},         {"started", started},
+  const mo_h5_text texts[] = {{"format", "moe-outliers"},
+                              {"program_version", MO_VERSION},
+                              {"model_name", header->model_name},
+                              {"architecture", header->architecture},
+                              {"precision", header->precision},
+                              {"device", header->device},
+                              {"config", header->config},
+                              {"started", started},
                               {"bootstrap_method", mo_bootstrap_method()}};
   const struct {
     const char *name;
     int64_t value;
-  } numbers[] = {{"n_layers", header->n_layers},   {"hidden_size", header->hidden_size},
-                 {"n_experts", header->n_experts}, {"n_sequences", header->n_sequences},
-                 {"n_ranks", header->n_ranks},     {"sequence_length", header->sequence_length},
+  } numbers[] = {{"n_layers", header->n_layers},
+                 {"hidden_size", header->hidden_size},
+                 {"n_experts", header->n_experts},
+                 {"n_sequences", header->n_sequences},
+                 {"n_ranks", header->n_ranks},
+                 {"sequence_length", header->sequence_length},
                  {"parameters", header->parameters},
                  {"active_parameters", header->active_parameters},
                  {"experts_per_token", header->experts_per_token},

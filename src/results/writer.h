@@ -21,11 +21,11 @@
 
 struct mo_results {
   mo_comm *comm;
-  char *path, *partial; /* final name; PATH.partial */
-  mo_h5_file file;      /* PATH.partial, while open */
-  bool serial;          /* opened with POSIX calls by one rank at a time */
-  bool stores;          /* activations */
-  char *obstacle;       /* why `serial` was chosen, else NULL */
+  char *path, *partial;                                  /* final name; PATH.partial */
+  mo_h5_file file;                                       /* PATH.partial, while open */
+  bool serial;                                           /* opened with POSIX calls by one rank at a time */
+  bool stores;                                           /* activations */
+  char *obstacle;                                        /* why `serial` was chosen, else NULL */
   mo_status (*give)(void *context, mo_results *results); /* activations, in turns; NULL: none */
   void *giver;
   bool new_path; /* PATH did not exist at the start: it must not be replaced at the end either (rank 0) */

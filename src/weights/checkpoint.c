@@ -1,7 +1,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,24 +8,12 @@
 #include <unistd.h>
 
 #include "moe_outliers/weights.h"
-#include "weights/file.h"
-#include "weights/generate.h"
+#include "weights/checkpoint.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
 #define SINGLE_NAME "model.safetensors"
 #define MAX_HEADER 100000000 /* bytes; the format's own limit */
 #define MAX_INDEX 1000000000
-
-/* Of a folder, with files; or synthetic: then "file" i is random[i], one tensor from byte 0 on. */
-struct mo_checkpoint {
-  char *directory; /* a name, if synthetic */
-  mo_weight_file *files;
-  int32_t n_files;
-  mo_random_tensor *random; /* NULL: of a folder */
-  mo_tensor *tensors;       /* sorted by name */
-  int64_t n_tensors;
-  int64_t ignored;
-};
 
 static char *join_path(const char *directory, const char *name) {
   size_t length = strlen(directory) + strlen(name) + 2;
@@ -37,6 +24,15 @@ static char *join_path(const char *directory, const char *name) {
 
 /* --- one shard --- */
 
+/* Of a file on the network the first bytes are here already. */
+static mo_status read_first(const mo_weight_file *file, int64_t offset, int64_t bytes, void *to) {
+  if (!file->remote) return mo_file_read_range(file->fd, file->path, offset, bytes, to);
+  if (offset + bytes > file->remote->head_bytes)
+    return MO_FAIL(MO_INVALID, "the file ends within its header (%s): it is truncated, fetch it again", file->path);
+  memcpy(to, file->remote->head + offset, (size_t)bytes);
+  return MO_OK;
+}
+
 /* *json: malloc'ed; *data_start: where the data begins in the file. */
 static mo_status read_header(const mo_weight_file *file, char **json, int64_t *bytes, int64_t *data_start) {
   unsigned char prefix[8];
@@ -44,7 +40,7 @@ static mo_status read_header(const mo_weight_file *file, char **json, int64_t *b
   if (file->size < 8)
     return MO_FAIL(MO_INVALID, "the file has only %lld byte%s (%s): it is truncated, fetch it again",
                    (long long)file->size, mo_plural(file->size), file->path);
-  MO_TRY(mo_file_read_range(file->fd, file->path, 0, 8, prefix));
+  MO_TRY(read_first(file, 0, 8, prefix));
   if (memcmp(prefix, "version ", 8) == 0)
     return MO_FAIL(MO_INVALID, "the file is a git-lfs pointer, not the weights (%s): run git lfs pull in its folder",
                    file->path);
@@ -62,7 +58,7 @@ static mo_status read_header(const mo_weight_file *file, char **json, int64_t *b
   *data_start = 8 + *bytes;
   *json = mo_alloc((size_t)n, 1);
   if (!*json) return MO_FAILED;
-  mo_status status = mo_file_read_range(file->fd, file->path, 8, *bytes, *json);
+  mo_status status = read_first(file, 8, *bytes, *json);
   if (status != MO_OK) {
     free(*json);
     *json = NULL;
@@ -95,8 +91,23 @@ static mo_status add_tensors(mo_checkpoint *checkpoint, int32_t index) {
   return MO_OK;
 }
 
-/* Add the file `name` of the folder; *missing is set and nothing added if it is not there. */
-static mo_status add_file(mo_checkpoint *checkpoint, const char *name, bool *missing) {
+/* *missing: the folder has no such file. */
+static mo_status open_file(const mo_checkpoint *checkpoint, mo_weight_file *file, bool *missing) {
+  if (!checkpoint->network) {
+    MO_TRY(mo_file_open_regular(file->path, &file->fd, &file->size));
+    *missing = file->fd < 0;
+    if (!*missing) (void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* only a hint */
+    return MO_OK;
+  }
+  const char *const name = file->name;
+  MO_TRY(mo_network_headers(checkpoint->network, &name, 1));
+  file->remote = mo_network_entry(checkpoint->network, name);
+  *missing = file->remote->missing;
+  file->size = file->remote->size;
+  return MO_OK;
+}
+
+mo_status mo_checkpoint_add_file(mo_checkpoint *checkpoint, const char *name, bool *missing) {
   *missing = false;
   mo_weight_file *files = mo_realloc(checkpoint->files, (size_t)checkpoint->n_files + 1, sizeof *files);
   if (!files) return MO_FAILED;
@@ -107,15 +118,13 @@ static mo_status add_file(mo_checkpoint *checkpoint, const char *name, bool *mis
   file->name = mo_strdup(name);
   file->path = join_path(checkpoint->directory, name);
   if (!file->name || !file->path) return MO_FAILED;
-  MO_TRY(mo_file_open_regular(file->path, &file->fd, &file->size));
-  if (file->fd < 0) {
-    *missing = true;
+  MO_TRY(open_file(checkpoint, file, missing));
+  if (*missing) {
     free(file->name);
     free(file->path);
     checkpoint->n_files--;
     return MO_OK;
   }
-  (void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* only a hint */
   return add_tensors(checkpoint, checkpoint->n_files - 1);
 }
 
@@ -123,8 +132,7 @@ static int by_name(const void *a, const void *b) {
   return strcmp(((const mo_tensor *)a)->name, ((const mo_tensor *)b)->name);
 }
 
-/* Sort all tensors by name; the same name in two files is an error. */
-static mo_status sort_tensors(mo_checkpoint *checkpoint) {
+mo_status mo_checkpoint_sort(mo_checkpoint *checkpoint) {
   mo_tensor *t = checkpoint->tensors;
   if (checkpoint->n_tensors > 0) qsort(t, (size_t)checkpoint->n_tensors, sizeof *t, by_name);
   for (int64_t i = 1; i < checkpoint->n_tensors; i++)
@@ -135,97 +143,6 @@ static mo_status sort_tensors(mo_checkpoint *checkpoint) {
   return MO_OK;
 }
 
-/* --- the index --- */
-
-static mo_status check_shard_name(const char *name, const char *path) {
-  if (name[0] == '\0' || strchr(name, '/') || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-    return MO_FAIL(MO_INVALID,
-                   "the index names the shard \"%.200s\", which is no file name in its folder (%s): fetch the "
-                   "index again",
-                   name, path);
-  return MO_OK;
-}
-
-static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
-
-/* Open every distinct shard that the map names, in the order of their names. */
-static mo_status add_shards(mo_checkpoint *checkpoint, json_t *map, const char *path) {
-  size_t n = 0;
-  const char **names = mo_alloc(json_object_size(map), sizeof *names);
-  if (!names) return MO_FAILED;
-  mo_status status = MO_OK;
-  const char *key;
-  json_t *value;
-  json_object_foreach(map, key, value) {
-    const char *name = json_string_value(value);
-    if (!name) {
-      status =
-          MO_FAIL(MO_INVALID, "\"weight_map\" entry \"%.200s\" is no file name (%s): fetch the index again", key, path);
-      goto done;
-    }
-    MO_TRY_TO(done, check_shard_name(name, path));
-    names[n++] = name;
-  }
-  qsort(names, n, sizeof *names, by_text);
-  for (size_t i = 0; i < n; i++) {
-    if (i > 0 && strcmp(names[i], names[i - 1]) == 0) continue;
-    bool missing;
-    MO_TRY_TO(done, add_file(checkpoint, names[i], &missing));
-    if (missing) {
-      status = MO_FAIL(MO_INVALID,
-                       "shard %s is missing (%s): the index names it, fetch it, e.g. hf download MODEL %s "
-                       "--local-dir %s",
-                       names[i], checkpoint->directory, names[i], checkpoint->directory);
-      goto done;
-    }
-  }
-done:
-  free(names);
-  return status;
-}
-
-/* Every tensor of the map must be in the shard that the map says; tensors that it does not name are dropped. */
-static mo_status match_index(mo_checkpoint *checkpoint, json_t *map) {
-  int64_t kept = 0, n = checkpoint->n_tensors;
-  checkpoint->n_tensors = 0; /* tensors [0, kept) and [i, n) are alive during the loop */
-  mo_status status = MO_OK;
-  for (int64_t i = 0; i < n; i++) {
-    mo_tensor *t = &checkpoint->tensors[i];
-    const char *said = json_string_value(json_object_get(map, t->name)), *found = checkpoint->files[t->file].name;
-    if (said && strcmp(said, found) != 0 && status == MO_OK)
-      status = MO_FAIL(MO_INVALID,
-                       "tensor \"%s\" is in %s, the index says %s (%s): fetch index and shards of one checkpoint",
-                       t->name, found, said, checkpoint->directory);
-    if (said)
-      checkpoint->tensors[kept++] = *t;
-    else
-      free(t->name);
-  }
-  checkpoint->n_tensors = kept;
-  checkpoint->ignored = n - kept;
-  MO_TRY(status);
-  if ((size_t)kept == json_object_size(map)) return MO_OK;
-  const char *key;
-  json_t *value;
-  json_object_foreach(map, key, value) {
-    if (!mo_checkpoint_find(checkpoint, key))
-      return MO_FAIL(MO_INVALID,
-                     "tensor \"%s\" is not in %s, where the index puts it (%s): fetch index and shards of one "
-                     "checkpoint",
-                     key, json_string_value(value), checkpoint->directory);
-  }
-  return MO_OK;
-}
-
-static mo_status use_index(mo_checkpoint *checkpoint, const json_t *root, const char *path) {
-  json_t *map = json_object_get(root, "weight_map");
-  if (!json_is_object(map) || json_object_size(map) == 0)
-    return MO_FAIL(MO_INVALID, "no \"weight_map\" with tensors (%s): fetch the index again", path);
-  MO_TRY(add_shards(checkpoint, map, path));
-  MO_TRY(sort_tensors(checkpoint));
-  return match_index(checkpoint, map);
-}
-
 static mo_status read_index(mo_checkpoint *checkpoint, int fd, int64_t size, const char *path) {
   if (size > MAX_INDEX)
     return MO_FAIL(MO_INVALID, "the index has %lld bytes (%s): at most %d are supported", (long long)size, path,
@@ -233,15 +150,8 @@ static mo_status read_index(mo_checkpoint *checkpoint, int fd, int64_t size, con
   char *text = mo_alloc((size_t)size, 1);
   if (!text) return MO_FAILED;
   mo_status status = mo_file_read_range(fd, path, 0, size, text);
-  json_error_t error;
-  json_t *root = status == MO_OK ? json_loadb(text, (size_t)size, JSON_REJECT_DUPLICATES, &error) : NULL;
+  if (status == MO_OK) status = mo_checkpoint_use_index(checkpoint, text, (size_t)size, path);
   free(text);
-  MO_TRY(status);
-  if (!root)
-    return MO_FAIL(MO_INVALID, "the index is no JSON of distinct names: %s at line %d (%s): fetch it again", error.text,
-                   error.line, path);
-  status = use_index(checkpoint, root, path);
-  json_decref(root);
   return status;
 }
 
@@ -298,9 +208,9 @@ static mo_status open_folder(mo_checkpoint *checkpoint) {
   free(path);
   MO_TRY(status);
   bool missing;
-  MO_TRY(add_file(checkpoint, SINGLE_NAME, &missing));
+  MO_TRY(mo_checkpoint_add_file(checkpoint, SINGLE_NAME, &missing));
   if (missing) return nothing_found(checkpoint->directory);
-  return sort_tensors(checkpoint);
+  return mo_checkpoint_sort(checkpoint);
 }
 
 mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory) {
@@ -309,6 +219,41 @@ mo_status mo_checkpoint_open(mo_checkpoint **checkpoint, const char *directory) 
   if (!opened) return MO_FAILED;
   opened->directory = mo_strdup(directory);
   mo_status status = opened->directory ? open_folder(opened) : MO_FAILED;
+  if (status != MO_OK) {
+    mo_checkpoint_close(opened);
+    return status;
+  }
+  *checkpoint = opened;
+  return MO_OK;
+}
+
+/* --- on the network --- */
+
+static mo_status open_address(mo_checkpoint *checkpoint) {
+  const char *text;
+  size_t bytes;
+  bool missing;
+  MO_TRY(mo_network_file(checkpoint->network, INDEX_NAME, &text, &bytes));
+  if (text) {
+    char *path = join_path(checkpoint->directory, INDEX_NAME);
+    mo_status status = path ? mo_checkpoint_use_index(checkpoint, text, bytes, path) : MO_FAILED;
+    free(path);
+    return status;
+  }
+  MO_TRY(mo_checkpoint_add_file(checkpoint, SINGLE_NAME, &missing));
+  if (missing)
+    return MO_FAIL(MO_INVALID, "there is neither %s nor %s (%s): give the address of a model in safetensors",
+                   INDEX_NAME, SINGLE_NAME, checkpoint->directory);
+  return mo_checkpoint_sort(checkpoint);
+}
+
+mo_status mo_checkpoint_open_network(mo_checkpoint **checkpoint, mo_network *network) {
+  *checkpoint = NULL;
+  mo_checkpoint *opened = mo_alloc(1, sizeof *opened);
+  if (!opened) return MO_FAILED;
+  opened->network = network;
+  opened->directory = mo_strdup(mo_network_address(network));
+  mo_status status = opened->directory ? open_address(opened) : MO_FAILED;
   if (status != MO_OK) {
     mo_checkpoint_close(opened);
     return status;
@@ -358,7 +303,7 @@ mo_status mo_checkpoint_open_synthetic(mo_checkpoint **checkpoint, const mo_mode
   return MO_OK;
 }
 
-/* --- both --- */
+/* --- all of them --- */
 
 void mo_checkpoint_close(mo_checkpoint *checkpoint) {
   if (!checkpoint) return;
@@ -397,9 +342,16 @@ mo_status mo_checkpoint_read(const mo_checkpoint *checkpoint, int32_t file, int6
     return MO_OK;
   }
   const mo_weight_file *source = &checkpoint->files[file];
+  if (source->remote) return mo_network_read(checkpoint->network, source->remote, offset, bytes, buffer);
   return mo_file_read_range(source->fd, source->path, offset, bytes, buffer);
 }
 
 mo_weight_file *mo_checkpoint_source(const mo_checkpoint *checkpoint, int32_t file) {
-  return checkpoint->random ? NULL : &checkpoint->files[file];
+  return checkpoint->random || checkpoint->network ? NULL : &checkpoint->files[file];
+}
+
+bool mo_checkpoint_is_remote(const mo_checkpoint *checkpoint) { return checkpoint->network != NULL; }
+
+void mo_checkpoint_interrupt(const mo_checkpoint *checkpoint, bool interrupted) {
+  if (checkpoint->network) mo_network_interrupt(checkpoint->network, interrupted);
 }

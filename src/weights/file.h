@@ -21,6 +21,7 @@ typedef struct {
   atomic_int direct;   /* the descriptor of reads past the cache; MO_DIRECT_UNTRIED, MO_DIRECT_REFUSED */
   atomic_bool refused; /* ... that failed */
   atomic_bool opaque;  /* the file system cannot read without waiting */
+  struct mo_network_file_state *remote; /* the file is on the network, its network's; NULL: here */
 } mo_weight_file;
 
 enum { MO_DIRECT_UNTRIED = -1, MO_DIRECT_REFUSED = -2 };
@@ -47,7 +48,8 @@ MO_CHECKED mo_status mo_file_read_direct(mo_weight_file *file, int64_t offset, i
 
 void mo_file_close(mo_weight_file *file); /* and free its names */
 
-/* NULL: a synthetic checkpoint, without files. Owned by the checkpoint. */
+/* NULL: no file here: synthetic, or on the network. Owned by the checkpoint. */
 mo_weight_file *mo_checkpoint_source(const mo_checkpoint *checkpoint, int32_t file);
+bool mo_checkpoint_is_remote(const mo_checkpoint *checkpoint); /* on the network */
 
 #endif

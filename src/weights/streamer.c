@@ -130,8 +130,10 @@ static bool stop_readers(mo_streamer *s) {
 
 bool mo_streamer_close(mo_streamer *s) {
   if (!s) return true;
+  mo_checkpoint_interrupt(s->checkpoint, true);
   if (!stop_readers(s)) return false;
   for (int i = 0; i < s->n_started; i++) pthread_join(s->readers[i].thread, NULL);
+  mo_checkpoint_interrupt(s->checkpoint, false);
   for (int i = 0; i < s->n_readers; i++) {
     if (s->readers[i].memory) s->backend->table->free_host(s->backend, s->readers[i].memory);
     free(s->readers[i].again);

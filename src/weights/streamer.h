@@ -73,8 +73,8 @@ typedef struct {
   void *again;   /* [MO_STREAM_AGAIN] for verify */
 } reader;
 
-/* How many readers may read past the page cache at once. It starts low, for disks that more readers only disturb, and
- * doubles as long as that makes reading faster. */
+/* How many readers may read past the page cache, or over the network, at once. It starts low, for disks that more
+ * readers only disturb, and doubles as long as that makes reading faster. */
 typedef struct {
   int limit, active;
   bool settled;
@@ -116,7 +116,6 @@ struct mo_streamer {
   atomic_uchar *pieces_done;
   atomic_ullong *sums; /* [n_entries] of the files' bytes, for verify; else NULL */
 };
-
 
 /* Cut all slots into pieces; buffer_bytes: the largest piece with the blocks around it. */
 MO_CHECKED mo_status mo_stream_cut(mo_streamer *s);

@@ -211,7 +211,7 @@ def test_missing_shards(tmp_path, model):
     for name in SHARDS[1:]:
         (model / name).unlink()
     fault = diagnose(tmp_path, model=model).fault("checkpoint", "2 of 3 shards are missing ")
-    assert f"({model}): {SHARDS[1]}, {SHARDS[2]}: fetch them" in fault
+    assert f"({model}): {SHARDS[1]}, {SHARDS[2]}: get them" in fault
 
 
 def test_short_shard(tmp_path, model):
@@ -222,7 +222,7 @@ def test_short_shard(tmp_path, model):
 
 def test_no_checkpoint(tmp_path):
     said = diagnose(tmp_path, 2, model=tmp_path / "nowhere")
-    said.fault("checkpoint", "the checkpoint is missing .*: fetch it, e.g. hf download")
+    said.fault("checkpoint", "the checkpoint is missing .*: set model.name to .* scripts/fetch")
     assert "memory" not in said.lines
 
 

@@ -203,7 +203,7 @@ def refusal(*args, cwd):
 
 def test_no_config_at_all(clone):
     line = refusal("plan", f"configs/{GLM}.cfg", "-s", "model.config=", cwd=clone)
-    assert "models/GLM-4.5-Air" in line and "hf download zai-org/GLM-4.5-Air" in line and "model.config" in line
+    assert "models/GLM-4.5-Air" in line and f"scripts/fetch configs/{GLM}.cfg" in line and "model.config" in line
 
 
 def test_config_that_is_not_there(clone):
@@ -213,11 +213,12 @@ def test_config_that_is_not_there(clone):
 
 def test_run_says_how_to_get_the_checkpoint(clone):
     line = refusal("run", f"configs/{GLM}.cfg", cwd=clone)
-    assert "hf download zai-org/GLM-4.5-Air --local-dir models/GLM-4.5-Air" in line
+    assert f"(models/GLM-4.5-Air): get it with scripts/fetch configs/{GLM}.cfg, read it from the hub with -s " in line
+    assert "-s model.path=hf://zai-org/GLM-4.5-Air, or" in line
     assert not (clone / "results").exists()
 
 
 def test_run_says_what_an_empty_folder_lacks(clone):
     (clone / "models" / "GLM-4.5-Air").mkdir(parents=True)
     line = refusal("run", f"configs/{GLM}.cfg", "-s", "output.path=result.h5", cwd=clone)
-    assert "config.json" in line and "hf download" in line
+    assert "config.json" in line and "scripts/fetch" in line

@@ -142,9 +142,10 @@ static void tables_are_means(void **state) {
 static void growth_has_shares(void **state) {
   (void)state;
   static const int32_t outliers[] = {9, 2};
-  static const int32_t want[][3] = {{0, 0, 2}, {0, 0, 9}, {0, 2, 2}, {0, 2, 9}, {1, 1, 2}, {1, 1, 9}, {1, -1, 2}, {1, -1, 9}};
+  static const int32_t want[][3] = {{0, 0, 2}, {0, 0, 9}, {0, 2, 2},  {0, 2, 9},
+                                    {1, 1, 2}, {1, 1, 9}, {1, -1, 2}, {1, -1, 9}};
   static const double shares[] = {0.25, NAN, 0.75, NAN, 1.5, 0, -0.5, 1};
-  double attention[3 * 2] = {0}; /* [V, L, N] */
+  double attention[3 * 2] = {0};                                                 /* [V, L, N] */
   double growth[2 * 4 * 2] = {1, 5, 0, 0, 3, -5, 0, 0, 0, 0, 6, 0, 0, 0, -2, 8}; /* [L, E+1, F] */
   const mo_ablation_measures measures = {attention, NULL, NULL, growth};
   const mo_ablation_shape shape = {.n_layers = 2, .n_sequences = 1, .length = 1, .n_experts = 3};

@@ -148,8 +148,7 @@ static void union_of(const made *m, int64_t h, const int *times, double *sites, 
     *sites += attn + mlp;
     *layers += attn || mlp;
   }
-  for (int64_t n = 0; n < m->shape.n_sequences; n++)
-    *positions += times[n] * m->positions[n * m->shape.hidden + h];
+  for (int64_t n = 0; n < m->shape.n_sequences; n++) *positions += times[n] * m->positions[n * m->shape.hidden + h];
 }
 
 /* Shares of the draws in which feature h qualifies and is SYSTEMATIC, by the definition in docs/methods.md. */
@@ -160,8 +159,7 @@ static void plain_shares(const made *m, const int *draws, int64_t h, double *qua
   assert_true(values && all);
   for (int64_t n = 0; n < N; n++) all[n] = 1;
   union_of(m, h, all, &own[0], &own[1], &own[2]);
-  for (int64_t d = 0; d < D; d++)
-    union_of(m, h, draws + d * N, &values[3 * d], &values[3 * d + 1], &values[3 * d + 2]);
+  for (int64_t d = 0; d < D; d++) union_of(m, h, draws + d * N, &values[3 * d], &values[3 * d + 1], &values[3 * d + 2]);
   for (int64_t layer = 0; layer < m->shape.n_layers; layer++) {
     int64_t attn = 0, mlp = 0, either = 0; /* sequences */
     for (int64_t n = 0; n < N; n++) {
@@ -208,8 +206,11 @@ static void shares_of_a_plain_recomputation(void **state) {
   const struct {
     int64_t L, N, S, H, draws;
     double density;
-  } sizes[] = {{3, 2, 9, 20, 700, 1.0},   {5, 7, 40, 20, 513, 0.5}, {40, 16, 50, 12, 300, 0.3},
-               {3, 37, 64, 15, 100, 0.1}, {6, 300, 30, 6, 65, 0.02}};
+  } sizes[] = {{3, 2, 9, 20, 700, 1.0},
+               {5, 7, 40, 20, 513, 0.5},
+               {40, 16, 50, 12, 300, 0.3},
+               {3, 37, 64, 15, 100, 0.1},
+               {6, 300, 30, 6, 65, 0.02}};
   int between = 0;
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     made m = made_new(sizes[i].L, sizes[i].N, sizes[i].S, sizes[i].H, sizes[i].draws);
@@ -252,7 +253,7 @@ static void rows_that_cannot_be(void **state) {
   (void)state;
   mo_analysis_shape shape = {.n_layers = 2, .n_sequences = 3, .length = 4, .hidden = 5, .criteria = {6, 0.25, 0.06, 1}};
   mo_counts *counts;
-  const mo_position_row bad[][2] = {{{0, 1, 1}, {0, 1, 1}}, {{1, 0, 1}, {0, 4, 1}}, {{0, 1, 0}, {0, 2, 1}},
+  const mo_position_row bad[][2] = {{{0, 1, 1}, {0, 1, 1}}, {{1, 0, 1}, {0, 4, 1}},  {{0, 1, 0}, {0, 2, 1}},
                                     {{0, 1, 5}, {0, 2, 1}}, {{0, -1, 1}, {0, 2, 1}}, {{0, 1, 1}, {3, 2, 1}}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     assert_error(mo_counts_new(&counts, &shape, "bad.h5", bad[i], 2), i < 2 ? "out of order" : "out of range");
@@ -267,7 +268,8 @@ static void rows_that_cannot_be(void **state) {
   assert_error(mo_counts_add_site(counts, 1, MO_SITE_LN_MLP, rows, 1), "damaged"); /* the site has it already */
   assert_error(mo_counts_set_quartiles(counts, 2, quartiles), "feature 2, which has no row in /positions (bad.h5)");
   mo_analysis analysis;
-  assert_error(mo_counts_analyse(&analysis, counts, NULL), "feature 1 of sequence 2 has 0 outlier values at 1 positions");
+  assert_error(mo_counts_analyse(&analysis, counts, NULL),
+               "feature 1 of sequence 2 has 0 outlier values at 1 positions");
   assert_null(analysis.features);
   mo_counts_free(counts);
 }

@@ -82,9 +82,15 @@ static void sample(made *m, float *nll, const population *p, uint64_t *random) {
 enum { OUTLIERS, SYSTEMATIC, MEAN_LAYER, MEDIAN_LAYER, MEAN_SEQ, MEDIAN_SEQ, PERPLEXITY, OF_MODEL };
 enum { LAYER = OF_MODEL, BLOCK, POSITION, KINDS };
 
-static const char *const NAMES[] = {"outlier_features",    "systematic_features",   "mean_layer_percentage",
-                                    "median_layer_percentage", "mean_seq_percentage", "median_seq_percentage",
-                                    "perplexity",          "layer_percentage",      "block_percentage",
+static const char *const NAMES[] = {"outlier_features",
+                                    "systematic_features",
+                                    "mean_layer_percentage",
+                                    "median_layer_percentage",
+                                    "mean_seq_percentage",
+                                    "median_seq_percentage",
+                                    "perplexity",
+                                    "layer_percentage",
+                                    "block_percentage",
                                     "seq_percentage"};
 
 typedef struct {
@@ -96,9 +102,12 @@ typedef struct {
 
 static void of_model(const mo_analysis *a, triple t[OF_MODEL]) {
   const mo_summary *s = &a->summary;
-  const triple found[OF_MODEL] = {TRIPLE(s, outlier_features),       TRIPLE(s, systematic_features),
-                                  TRIPLE(s, mean_layer_percentage),  TRIPLE(s, median_layer_percentage),
-                                  TRIPLE(s, mean_seq_percentage),    TRIPLE(s, median_seq_percentage),
+  const triple found[OF_MODEL] = {TRIPLE(s, outlier_features),
+                                  TRIPLE(s, systematic_features),
+                                  TRIPLE(s, mean_layer_percentage),
+                                  TRIPLE(s, median_layer_percentage),
+                                  TRIPLE(s, mean_seq_percentage),
+                                  TRIPLE(s, median_seq_percentage),
                                   TRIPLE(a, perplexity)};
   memcpy(t, found, sizeof found);
 }

@@ -69,9 +69,8 @@ typedef struct {
 } reduced;
 
 static UNUSED void reduced_free(reduced *r) {
-  void *owned[] = {r->s.count, r->s.positive, r->s.min,      r->s.max,        r->s.sum_abs,
-                   r->s.sum,   r->s.max_abs,  r->s.outliers, r->s.sum_squares,
-                   r->s.position, r->s.first};
+  void *owned[] = {r->s.count,   r->s.positive, r->s.min,         r->s.max,      r->s.sum_abs, r->s.sum,
+                   r->s.max_abs, r->s.outliers, r->s.sum_squares, r->s.position, r->s.first};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 

@@ -280,8 +280,10 @@ static void check_expert_statistics(moe_case c, bool shared) {
   int32_t *outliers = host_memory(T, sizeof *outliers);
   float *peaks = host_memory(T * K + T, sizeof *peaks);
   int32_t *chosen = random_choices(&s.c);
-  for (int64_t t = 0; t < T; t++) outliers[t] = t % 3 ? (int32_t)random_below(c.H + 1) : 0; /* also tokens without any */
-  for (int64_t i = 0; i < T * K + T; i++) peaks[i] = (float[]){0, 2.5f, 3e38f, INFINITY}[random_below(random_below(9) ? 2 : 4)];
+  for (int64_t t = 0; t < T; t++)
+    outliers[t] = t % 3 ? (int32_t)random_below(c.H + 1) : 0; /* also tokens without any */
+  for (int64_t i = 0; i < T * K + T; i++)
+    peaks[i] = (float[]){0, 2.5f, 3e38f, INFINITY}[random_below(random_below(9) ? 2 : 4)];
   given_routing(&s, chosen);
   const float *there = uploaded(peaks, (size_t)(T * K + T) * sizeof *peaks);
   const int32_t *counts = uploaded(outliers, (size_t)T * sizeof *outliers);
@@ -385,8 +387,8 @@ static void a_layer_equals_loops_over_tokens(void **state) {
 typedef struct {
   int64_t B, S, n;
   const int32_t *features;
-  const double *rows;              /* [R, H] of the experts */
-  float *before, *after, *shared;  /* [T, n] */
+  const double *rows;             /* [R, H] of the experts */
+  float *before, *after, *shared; /* [T, n] */
 } growth_case;
 
 static double grown(const growth_case *g, int64_t t, int64_t i, double part) {
@@ -451,12 +453,12 @@ static void check_growth(moe_case c, growth_case g, mo_shared_kind shared) {
 static void growth_of_features(void **state) {
   (void)state;
   static const int32_t features[] = {30, 0, 7, 8, 12};
-  check_growth((moe_case){.T = 53, .E = 8, .K = 4, .H = 31}, (growth_case){.B = 1, .S = 53, .n = 5, .features = features},
-               MO_SHARED_NONE);
-  check_growth((moe_case){.T = 700, .E = 3, .K = 2, .H = 64}, (growth_case){.B = 7, .S = 100, .n = 3, .features = features},
-               MO_SHARED_PLAIN);
-  check_growth((moe_case){.T = 41, .E = 300, .K = 3, .H = 32}, (growth_case){.B = 41, .S = 1, .n = 1, .features = features},
-               MO_SHARED_GATED); /* most are dead */
+  check_growth((moe_case){.T = 53, .E = 8, .K = 4, .H = 31},
+               (growth_case){.B = 1, .S = 53, .n = 5, .features = features}, MO_SHARED_NONE);
+  check_growth((moe_case){.T = 700, .E = 3, .K = 2, .H = 64},
+               (growth_case){.B = 7, .S = 100, .n = 3, .features = features}, MO_SHARED_PLAIN);
+  check_growth((moe_case){.T = 41, .E = 300, .K = 3, .H = 32},
+               (growth_case){.B = 41, .S = 1, .n = 1, .features = features}, MO_SHARED_GATED); /* most are dead */
   check_growth((moe_case){.T = 1, .E = 2, .K = 1, .H = 31}, (growth_case){.B = 1, .S = 1, .n = 2, .features = features},
                MO_SHARED_NONE);
 }
@@ -476,12 +478,18 @@ int main(int argc, char **argv) {
   int skipped = choose_backend(argc, argv);
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
-      VARIANTS(experts_of_each_dtype),         VARIANTS(experts_wider_than_a_tile),
-      VARIANTS(experts_with_all_rows_or_none), VARIANTS(experts_in_parts),
-      VARIANTS(experts_of_many_rows),          VARIANTS(fused_experts_with_biases),
-      VARIANTS(combine_in_order_of_expert),    VARIANTS(a_layer_equals_loops_over_tokens),
-      VARIANTS(peaks_of_rows),                 VARIANTS(statistics_of_experts),
-      VARIANTS(growth_of_features),            VARIANTS(features_taken),
+      VARIANTS(experts_of_each_dtype),
+      VARIANTS(experts_wider_than_a_tile),
+      VARIANTS(experts_with_all_rows_or_none),
+      VARIANTS(experts_in_parts),
+      VARIANTS(experts_of_many_rows),
+      VARIANTS(fused_experts_with_biases),
+      VARIANTS(combine_in_order_of_expert),
+      VARIANTS(a_layer_equals_loops_over_tokens),
+      VARIANTS(peaks_of_rows),
+      VARIANTS(statistics_of_experts),
+      VARIANTS(growth_of_features),
+      VARIANTS(features_taken),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

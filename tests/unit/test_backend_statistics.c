@@ -305,10 +305,10 @@ int main(int argc, char **argv) {
   int skipped = choose_backend(argc, argv);
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
-      VARIANTS(statistics_by_definition),   VARIANTS(positions_accumulate), VARIANTS(counts_of_rows), VARIANTS(nothing_above_the_threshold),
-      VARIANTS(values_that_are_not_finite), VARIANTS(nll_of_exact_logits),  VARIANTS(nll_of_many_tokens),
-      VARIANTS(nll_of_random_logits),       VARIANTS(nll_of_large_logits),  VARIANTS(nll_of_single_tokens),
-      VARIANTS(positions_of_ties),
+      VARIANTS(statistics_by_definition),    VARIANTS(positions_accumulate),       VARIANTS(counts_of_rows),
+      VARIANTS(nothing_above_the_threshold), VARIANTS(values_that_are_not_finite), VARIANTS(nll_of_exact_logits),
+      VARIANTS(nll_of_many_tokens),          VARIANTS(nll_of_random_logits),       VARIANTS(nll_of_large_logits),
+      VARIANTS(nll_of_single_tokens),        VARIANTS(positions_of_ties),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

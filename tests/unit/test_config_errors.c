@@ -56,7 +56,8 @@ static void test_unknown_names(void **state) {
        "output, deployment"},
       {"engine: { warp = 1; };",
        "unknown key \"warp\" in section \"engine\" (test.cfg:2): its keys are device, precision, device_memory_gb, "
-       "host_memory_gb, micro_batch, partition, readers, threads, verify, checkpoint_seconds"},
+       "host_memory_gb, micro_batch, partition, readers, threads, verify, checkpoint_seconds, "
+       "cache, network_patience"},
       {"engine: { Device = \"cpu\"; };",
        "unknown key \"Device\" in section \"engine\" (test.cfg:2): did you mean \"device\"?"},
       {"deployment: { gpu = 1; };",
@@ -102,10 +103,12 @@ static void test_ranges(void **state) {
       {"analysis: { threshold = -6; };", "analysis.threshold = -6 is out of range..."},
       {"analysis: { threshold = 1e999; };", "analysis.threshold = inf is out of range..."},
       {"analysis: { threshold = -1e999; };", "analysis.threshold = -inf is out of range..."},
-      {"analysis: { thresholds = [ 5.0, -1.0 ]; };", "analysis.thresholds = -1 is out of range (test.cfg:2): give 1..."},
+      {"analysis: { thresholds = [ 5.0, -1.0 ]; };",
+       "analysis.thresholds = -1 is out of range (test.cfg:2): give 1..."},
       {"analysis: { thresholds = ( 5, 0 ); };", "analysis.thresholds = 0 is out of range (test.cfg:2): give 1 to 8..."},
       {"analysis: { thresholds = ( ); };", "analysis.thresholds has 0 elements (test.cfg:2): give 1 to 8 numbers..."},
-      {"analysis: { thresholds = [ 1, 2, 3, 4, 5, 6, 7, 8, 9 ]; };", "analysis.thresholds has 9 elements (test.cfg:2)..."},
+      {"analysis: { thresholds = [ 1, 2, 3, 4, 5, 6, 7, 8, 9 ]; };",
+       "analysis.thresholds has 9 elements (test.cfg:2)..."},
       {"analysis: { thresholds = ( 5.0, 6, 5 ); };",
        "analysis.thresholds has 5 twice (test.cfg:2): give each number once"},
       {"analysis: { threshold = 6.0; thresholds = ( 5.0, 6.0 ); };",
@@ -184,7 +187,8 @@ static void test_choices_and_strings(void **state) {
   };
   EXPECT_ALL_REFUSED(refusals);
   expect_refused("model: { path = \"\"; };",
-                 "model.path is empty (test.cfg:1): give folder with config.json and *.safetensors, or synthetic:SEED");
+                 "model.path is empty (test.cfg:1): give folder with config.json and *.safetensors, its address "
+                 "(hf://, https://), or synthetic:SEED");
 }
 
 static void test_activations(void **state) {
@@ -205,7 +209,7 @@ static void test_missing(void **state) {
   (void)state;
   expect_refused("",
                  "missing key \"path\" in section \"model\" (test.cfg): add it, or use -s model.path=VALUE; it is the "
-                 "folder with config.json and *.safetensors, or synthetic:SEED");
+                 "folder with config.json and *.safetensors, its address (hf://, https://), or synthetic:SEED");
   expect_refused("model: { path = \"m\"; };", "missing key \"tokens\" in section \"data\" (test.cfg)...");
   expect_refused("model: { path = \"m\"; }; data: { tokens = \"t\"; };",
                  "missing key \"path\" in section \"output\" (test.cfg)...");

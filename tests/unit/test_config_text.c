@@ -38,6 +38,8 @@ static void assert_same(const mo_config *a, const mo_config *b) {
   assert_int_equal(a->engine.readers, b->engine.readers);
   assert_int_equal(a->engine.threads, b->engine.threads);
   assert_true(a->engine.checkpoint_seconds == b->engine.checkpoint_seconds);
+  assert_string_equal(a->engine.cache, b->engine.cache);
+  assert_true(a->engine.network_patience == b->engine.network_patience);
   assert_string_equal(a->output.path, b->output.path);
   assert_int_equal(a->output.all_activations, b->output.all_activations);
   assert_int_equal(a->output.n_activations, b->output.n_activations);

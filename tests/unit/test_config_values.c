@@ -20,7 +20,8 @@ static const char DESIGN[] =
     "            bootstrap = 77; seed = 9007199254740991L; perplexity = false; };\n"
     "engine:   { device = \"cuda\"; precision = \"fp32\"; device_memory_gb = 7.25; host_memory_gb = 0.5; micro_batch = "
     "4;\n"
-    "            partition = \"interleaved\"; readers = 2; threads = 3; verify = true; checkpoint_seconds = 1.5; };\n"
+    "            partition = \"interleaved\"; readers = 2; threads = 3; verify = true; checkpoint_seconds = 1.5;\n"
+    "            cache = \"kept\"; network_patience = 7.5; };\n"
     "output:   { path = \"results/glm.h5\"; activations = ( 7, 0, 7, 2 ); overwrite = true; mpi_io = \"off\"; };\n"
     "deployment: { gpus = 2; gpu_filter = \"H100\"; max_price = 5.0; container_disk_gb = 250; };\n";
 
@@ -58,6 +59,8 @@ static void test_every_key_reaches_its_member(void **state) {
   assert_int_equal(c.engine.readers, 2);
   assert_int_equal(c.engine.threads, 3);
   assert_true(c.engine.checkpoint_seconds == 1.5);
+  assert_string_equal(c.engine.cache, "kept");
+  assert_true(c.engine.network_patience == 7.5);
   assert_string_equal(c.output.path, "results/glm.h5");
   assert_true(c.output.overwrite);
   assert_int_equal(c.output.mpi_io, MO_TOGETHER_OFF);
@@ -90,6 +93,8 @@ static void test_defaults(void **state) {
   assert_int_equal(c.engine.readers, 0);
   assert_int_equal(c.engine.threads, 0);
   assert_true(c.engine.checkpoint_seconds == 30);
+  assert_string_equal(c.engine.cache, "");
+  assert_true(c.engine.network_patience == 600);
   assert_int_equal(c.output.n_activations, 0);
   assert_null(c.output.activations);
   assert_false(c.output.all_activations);
@@ -109,8 +114,8 @@ static void test_thresholds(void **state) {
   const char *const more[] = {"", "threshold = 7.5; "};
   for (int i = 0; i < 2; i++) {
     char text[256];
-    snprintf(text, sizeof text, MODEL_DATA "output: { path = \"o\"; };\nanalysis: { %sthresholds = ( 7.5, 4, 1e3 ); };\n",
-             more[i]);
+    snprintf(text, sizeof text,
+             MODEL_DATA "output: { path = \"o\"; };\nanalysis: { %sthresholds = ( 7.5, 4, 1e3 ); };\n", more[i]);
     parse(&c, text);
     assert_int_equal(c.analysis.n_thresholds, 3);
     assert_true(c.analysis.thresholds[0] == 7.5 && c.analysis.thresholds[1] == 4 && c.analysis.thresholds[2] == 1000);

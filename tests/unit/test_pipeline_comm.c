@@ -387,7 +387,8 @@ static void agreement_of_one(void **state) {
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(knows_its_place), cmocka_unit_test(notes),
+      cmocka_unit_test(knows_its_place),
+      cmocka_unit_test(notes),
       cmocka_unit_test(sums),
       cmocka_unit_test(extremes_and_bits),
       cmocka_unit_test(reductions_of_any_length),

@@ -134,7 +134,8 @@ static void no_room_to_finish(void **state) {
 static void a_folder_that_vanishes(void **state) {
   (void)state;
   mo_results *results;
-  mo_status status = mo_results_create(&results, "no_such_folder/" PATH, comm, together, &shared.header, &shared.tokens, NULL, 0);
+  mo_status status =
+      mo_results_create(&results, "no_such_folder/" PATH, comm, together, &shared.header, &shared.tokens, NULL, 0);
   assert_failed(status, 0, "(no_such_folder/" PATH ".partial; HDF5: No such file or directory)");
 }
 

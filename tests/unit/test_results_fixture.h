@@ -108,11 +108,32 @@ static UNUSED void make_tables(mo_analysis *a, bool with_rows) {
   a->expert_tokens = calloc(L * E, sizeof *a->expert_tokens);
   assert_true(a->features && a->sequence_features && a->sites && a->nll && a->expert_tokens);
   for (int i = 0; i < N_FEATURES; i++)
-    a->features[i] = (mo_feature){i + 1,   i + 2,           i + 3,         i + 4,  0.1 * i, 0.2 * i,
-                                  0.3 * i, 7.5f + (float)i, 100 + i,       60 + i, 40,      -6.5f,
-                                  6.25f,   9.0f + (float)i, 1.0 / (i + 1), 0.75,   i,      i % 3,
-                                  0.01,    0.02,            0.03,          0.04,   0.05,    0.06,
-                                  0.5,     0.25};
+    a->features[i] = (mo_feature){i + 1,
+                                  i + 2,
+                                  i + 3,
+                                  i + 4,
+                                  0.1 * i,
+                                  0.2 * i,
+                                  0.3 * i,
+                                  7.5f + (float)i,
+                                  100 + i,
+                                  60 + i,
+                                  40,
+                                  -6.5f,
+                                  6.25f,
+                                  9.0f + (float)i,
+                                  1.0 / (i + 1),
+                                  0.75,
+                                  i,
+                                  i % 3,
+                                  0.01,
+                                  0.02,
+                                  0.03,
+                                  0.04,
+                                  0.05,
+                                  0.06,
+                                  0.5,
+                                  0.25};
   for (int i = 0; i < N_ROWS; i++)
     a->sequence_features[i] = (mo_sequence_feature){i, 4 - i, 0.25 * i, 0.5, 11.0f, (int64_t)1 << (33 + i), 3, 2};
   for (int i = 0; i < 2 * L; i++) a->sites[i] = (mo_site_summary){i / 2, i % 2, 10 * i, 1.5f * (float)i, 0.5, 2.0, i};
@@ -121,14 +142,32 @@ static UNUSED void make_tables(mo_analysis *a, bool with_rows) {
   a->perplexity = 12.75;
   a->perplexity_low = 11.5;
   a->perplexity_high = 13.5;
-  a->summary = (mo_summary){2, 1, 3, N_ROWS, 0.5, 0.25, 0.75, 0.125, MO_SYSTEMATIC,
-                            1, 4, 0, 2,      0.1, 0.9,  0.2,  0.8,   0.3,           0.7, 0.05, 0.15};
+  a->summary = (mo_summary){2, 1, 3,   N_ROWS, 0.5, 0.25, 0.75, 0.125, MO_SYSTEMATIC, 1,   4,
+                            0, 2, 0.1, 0.9,    0.2, 0.8,  0.3,  0.7,   0.05,          0.15};
 }
 
 /* layer l belongs to rank l % R */
 static UNUSED void fixture_new(fixture *f) {
-  *f = (fixture){.header = {"org/model-\xc3\xa9", "olmoe", "bf16", "cpu", "model: { };\n", L, H, E, N, S, 0,
-                             6.0, 0.25, 0.06, 1.0, {100, 7}, 1234567890123, 123456789, 1, "a \"text\""}};
+  *f = (fixture){.header = {"org/model-\xc3\xa9",
+                            "olmoe",
+                            "bf16",
+                            "cpu",
+                            "model: { };\n",
+                            L,
+                            H,
+                            E,
+                            N,
+                            S,
+                            0,
+                            6.0,
+                            0.25,
+                            0.06,
+                            1.0,
+                            {100, 7},
+                            1234567890123,
+                            123456789,
+                            1,
+                            "a \"text\""}};
   f->header.n_ranks = mo_comm_size(comm);
   f->tokens = (mo_tokens){.ids = calloc(N * S, sizeof(int32_t)), .n_sequences = N, .length = S};
   assert_non_null(f->tokens.ids);

@@ -438,8 +438,8 @@ static void activations_are_stored_by_their_owners(void **state) {
   mo_results *results;
   float values[N * S * H], back[N * S * H];
   bool in_turns = together == MO_TOGETHER_OFF && mo_comm_size(comm) > 1;
-  assert_ok(mo_results_create(&results, "act.h5", comm, together, &shared.header, &shared.tokens,
-                              activation_layers, 2));
+  assert_ok(
+      mo_results_create(&results, "act.h5", comm, together, &shared.header, &shared.tokens, activation_layers, 2));
   mo_results_set_activations(results, give_activations, NULL);
   assert_ok(give_activations(NULL, results));
   if (!in_turns) {

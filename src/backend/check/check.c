@@ -244,9 +244,8 @@ static mo_status check_expert_growth(mo_backend *backend, const mo_model_spec *s
                                      double *growth) {
   witness w;
   MO_TRY(keep(&w, expert_out, B * S * spec->moe.top_k * spec->hidden));
-  return unchanged(
-      &w, mo_backend_cpu.expert_growth(inner(backend), spec, expert_out, routing, B, S, followed, growth),
-      "expert_growth");
+  return unchanged(&w, mo_backend_cpu.expert_growth(inner(backend), spec, expert_out, routing, B, S, followed, growth),
+                   "expert_growth");
 }
 
 static mo_status check_row_sums(mo_backend *backend, const float *x, int64_t rows, int64_t width, double *sums) {
@@ -399,7 +398,8 @@ static mo_status check_expert_statistics(mo_backend *backend, const mo_model_spe
                                          const float *shared) {
   checker *c = of(backend);
   if (c->experts)
-    return MO_FAIL(MO_FAILED, "expert_statistics without expert_results before (check backend): a defect of the program");
+    return MO_FAIL(MO_FAILED,
+                   "expert_statistics without expert_results before (check backend): a defect of the program");
   c->experts = true;
   return mo_backend_cpu.expert_statistics(c->cpu, spec, T, row_counts, routing, peaks, shared);
 }

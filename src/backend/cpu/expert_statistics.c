@@ -32,9 +32,8 @@ static void add_token(mo_expert_sums *expert, int32_t row, int32_t outliers, flo
   expert->max_row = row;
 }
 
-mo_status cpu_expert_statistics(mo_backend *backend, const mo_model_spec *spec, int64_t T,
-                                const int32_t *row_counts, const mo_routing *routing, const float *peaks,
-                                const float *shared) {
+mo_status cpu_expert_statistics(mo_backend *backend, const mo_model_spec *spec, int64_t T, const int32_t *row_counts,
+                                const mo_routing *routing, const float *peaks, const float *shared) {
   mo_cpu *cpu = mo_cpu_of(backend);
   int64_t E = spec->moe.experts, n = E + (shared != NULL);
   MO_TRY(reserve_experts(cpu, n));

@@ -56,7 +56,8 @@ static int64_t operation_rows(const mo_backend_load *load, const sizes *z) {
 
 /* At worst every value is an outlier. */
 static int64_t statistics(const mo_backend_load *load, const sizes *z) {
-  return (z->E + 1) * (int64_t)sizeof(mo_expert_sums) + load->B * (z->H * 29 + 20) + z->T * z->H * (int64_t)sizeof(mo_outlier);
+  return (z->E + 1) * (int64_t)sizeof(mo_expert_sums) + load->B * (z->H * 29 + 20) +
+         z->T * z->H * (int64_t)sizeof(mo_outlier);
 }
 
 mo_backend_memory mo_backend_memory_cpu(const mo_backend_load *load) {

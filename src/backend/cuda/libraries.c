@@ -8,7 +8,8 @@
 /* The name that a function has in its library: the headers rename some by macros. */
 #define TEXT_OF(name) #name
 #define NAME_OF(name) TEXT_OF(name)
-#define SLOT(table, member, name) {NAME_OF(name), &(table).member}
+#define SLOT(table, member, name) \
+  { NAME_OF(name), &(table).member }
 
 typedef struct {
   const char *name;
@@ -32,9 +33,10 @@ static mo_status bind(const char *library, const slot *slots, size_t n, bool *bo
     if (whole)
       *bound = true;
     else
-      status = MO_FAIL(MO_FAILED,
-                       "%s cannot be used (%s): install it, name its folder in LD_LIBRARY_PATH, or set engine.device to \"cpu\"",
-                       library, dlerror());
+      status = MO_FAIL(
+          MO_FAILED,
+          "%s cannot be used (%s): install it, name its folder in LD_LIBRARY_PATH, or set engine.device to \"cpu\"",
+          library, dlerror());
   }
   pthread_mutex_unlock(&lock);
   return status;

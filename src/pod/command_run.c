@@ -1,0 +1,6 @@
+/* moe-pod run CONFIG */
+#include "pod/sweep.h"
+
+mo_status pod_command_run(const pod_settings *settings, const pod_options *options) {
+  return options->dry_run ? pod_sweep_dry(settings, options) : pod_sweep(settings, options);
+}

@@ -1,0 +1,73 @@
+/* The end of pods, and what they have cost. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "pod/life.h"
+
+static mo_status mark_path(char path[POD_PATH_BYTES], const pod_settings *settings, const char *id) {
+  return pod_path(path, "%s/ended/%s", settings->state, id);
+}
+
+mo_status pod_end_by_hand(const pod_settings *settings, pod_http *http, const char *id, bool cluster) {
+  char path[POD_PATH_BYTES];
+  if (!strchr(id, '/')) {
+    MO_TRY(mark_path(path, settings, id));
+    MO_TRY(pod_make_folder_of(path));
+    MO_TRY(pod_write_durably(path, "", 0, 0600));
+  }
+  return pod_api_end(http, id, cluster);
+}
+
+bool pod_ended_by_hand(const pod_settings *settings, const char *id) {
+  char path[POD_PATH_BYTES];
+  if (mark_path(path, settings, id) == MO_OK) return access(path, F_OK) == 0;
+  mo_error_clear();
+  return false;
+}
+
+mo_status pod_life_settle(pod_life *life, pod_step step) {
+  pod_run *run = &life->run;
+  if (run->id[0] && run->created > 0) run->spent += run->price * fmax(0, run->seen - run->created) / 3600;
+  run->id[0] = run->host[0] = run->user[0] = run->remote[0] = run->sha256[0] = '\0';
+  run->port = 0;
+  run->created = run->deadline = run->seen = run->expected = 0;
+  run->cluster = run->slurm = false;
+  return pod_life_done(life, step);
+}
+
+mo_status pod_life_end(pod_life *life, pod_step step) {
+  pod_run *run = &life->run;
+  char id[64];
+  snprintf(id, sizeof id, "%s", run->id);
+  if (id[0]) {
+    bool found = true;
+    pod_pod pod;
+    pod_cluster cluster;
+    mo_status status =
+        run->cluster ? pod_api_cluster(life->calm, id, &cluster, &found) : pod_api_pod(life->calm, id, &pod, &found);
+    if (status == MO_OK && found) {
+      run->seen = run->deadline =
+          pod_now(); /* its time is over, should this process be killed before the end is recorded */
+      status = pod_life_put(life);
+    }
+    if (status == MO_OK) status = pod_api_end(life->calm, id, run->cluster);
+    /* One that was gone has cost at most until its watchdog's time. */
+    double latest = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 60);
+    if (status == MO_OK) run->seen = found || pod_now() < latest ? pod_now() : fmax(run->seen, latest);
+    if (status != MO_OK) {
+      pod_say_running(life->settings, id, run->name, run->price);
+      return status;
+    }
+    MO_TRY(pod_life_settle(life, step));
+    pod_life_say(life, "%s %s; $%.4f so far", id, found ? "ended" : "was gone", run->spent);
+  } else if (run->created > 0) { /* a create without an answer: should it show later, the next start finds it */
+    MO_TRY(pod_life_end_strays(life));
+    if (pod_now() > run->created + pod_seconds_of("MOE_POD_LOOKUP", 90)) return pod_life_settle(life, step);
+    return pod_life_put(life);
+  }
+  if (life->doubtful) MO_TRY(pod_life_end_strays(life));
+  return id[0] ? MO_OK : pod_life_done(life, step);
+}

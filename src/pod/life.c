@@ -1,0 +1,215 @@
+#include "pod/life.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "pod/remote.h"
+
+enum { MOST_PODS = 4 }; /* of one start of a run: those that fail by themselves */
+
+double pod_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+double pod_life_poll(void) { return pod_seconds_of("MOE_POD_POLL", 10); }
+
+void pod_life_say(const pod_life *life, const char *format, ...) {
+  char text[1024];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  pod_say(life->settings, "%s: %s", life->run.key, text);
+}
+
+mo_status pod_life_put(pod_life *life) {
+  life->noted = pod_now();
+  return pod_ledger_put(life->ledger, &life->run);
+}
+
+mo_status pod_life_done(pod_life *life, pod_step step) {
+  life->run.step = step;
+  return pod_life_put(life);
+}
+
+mo_status pod_life_wait(const pod_life *life, double seconds) {
+  double until = pod_now() + seconds;
+  for (;;) {
+    if (pod_stop) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
+    double left = until - pod_now();
+    if (left <= 0) return MO_OK;
+    double nap = left < 0.1 ? left : 0.1;
+    struct timespec time = {.tv_nsec = (long)(1e9 * nap)};
+    nanosleep(&time, NULL);
+  }
+}
+
+/* A step that this process has to go through in any case, as it learns there what later ones need: they are quick
+ * when it was done. */
+static mo_status prepare(pod_life *life) {
+  MO_TRY(pod_life_reach(life));
+  if (life->run.pods > 1) MO_TRY(pod_life_gather_members(life));
+  MO_TRY(pod_life_settle_paths(life));
+  return MO_OK;
+}
+
+static mo_status work(pod_life *life) {
+  if (life->run.step < STEP_SENT) {
+    MO_TRY(pod_life_send(life));
+    MO_TRY(pod_life_done(life, STEP_SENT));
+  }
+  if (life->run.step < STEP_BUILT) {
+    MO_TRY(pod_life_setup(life));
+    MO_TRY(pod_life_done(life, STEP_BUILT));
+  }
+  if (life->run.step < STEP_FETCHED) {
+    MO_TRY(pod_life_fetch(life));
+    MO_TRY(pod_life_done(life, STEP_FETCHED));
+  }
+  if (life->run.step < STEP_STARTED) {
+    MO_TRY(pod_life_send_journal(life));
+    MO_TRY(pod_life_done(life, STEP_STARTED));
+  }
+  if (life->run.step < STEP_FINISHED) {
+    MO_TRY(pod_life_compute(life));
+    MO_TRY(pod_life_done(life, STEP_FINISHED));
+  }
+  return pod_life_bring_result(life);
+}
+
+static mo_status walk(pod_life *life) {
+  if (life->run.step < STEP_BROUGHT && life->run.id[0] && pod_life_has_result(life)) {
+    pod_life_say(life, "the result is here: %s", life->run.result);
+    MO_TRY(pod_life_done(life, STEP_BROUGHT));
+  }
+  if (life->run.step < STEP_CREATED) MO_TRY(pod_life_create(life));
+  if (life->run.step < STEP_BROUGHT) {
+    MO_TRY(prepare(life));
+    MO_TRY(work(life));
+    MO_TRY(pod_life_done(life, STEP_BROUGHT));
+  }
+  return MO_OK;
+}
+
+/* Before a pod that failed is ended: what can still be had of it. Failures of this are no news. */
+static void salvage(pod_life *life, const char *error) {
+  char *text = NULL;
+  if (life->run.id[0] && life->run.remote[0] && life->run.port > 0) {
+    char *output = NULL;
+    life->hurried = true;
+    life->synced = 0;
+    /* A run that could go on, were there time or money, saves first. */
+    if (!life->again && life->run.step == STEP_STARTED &&
+        pod_script(life, NULL, &output, (const char *[]){"stop.sh", life->run.key, "run"}, 3) != MO_OK)
+      mo_error_clear();
+    free(output);
+    if (pod_life_bring_logs(life) != MO_OK) mo_error_clear();
+    if (life->run.step >= STEP_STARTED && pod_life_bring_journal(life) != MO_OK) mo_error_clear();
+  }
+  life->hurried = false;
+  char path[POD_PATH_BYTES];
+  if (life->run.id[0] && !life->run.cluster && pod_api_log(life->calm, life->run.id, &text) == MO_OK && text[0] &&
+      pod_path(path, "%s/container.log", life->logs) == MO_OK &&
+      pod_write_durably(path, text, strlen(text), 0600) != MO_OK)
+    mo_error_clear();
+  mo_error_clear();
+  free(text);
+  snprintf(life->run.error, sizeof life->run.error, "%.*s", (int)sizeof life->run.error - 1, error);
+}
+
+/* The pod failed, or the run on it: its end, and whether another one is to be tried. */
+static mo_status fail(pod_life *life, mo_status why, bool *again) {
+  char error[2048];
+  snprintf(error, sizeof error, "%s", mo_error_message());
+  mo_error_clear();
+  if (life->run.id[0] && pod_ended_by_hand(life->settings, life->run.id)) {
+    life->again = false;
+    snprintf(error, sizeof error, "the pod was ended by hand (%s): the same command starts the run again",
+             life->run.id);
+  }
+  bool over = life->run.id[0] && life->run.deadline > 0 && pod_now() >= life->run.deadline;
+  if (life->again &&
+      over) { /* while this process slept, its watchdog has ended it: no other pod gets more time unasked */
+    life->again = false;
+    snprintf(error, sizeof error,
+             "the pod's time is over (%s, --max-hours): the same command goes on from what is saved, on another pod",
+             life->run.id);
+  }
+  *again = life->again && life->run.attempts < MOST_PODS && !pod_stop;
+  pod_life_say(life, "%s", error);
+  salvage(life, error);
+  if (!*again && life->options->keep && life->run.id[0]) {
+    pod_life_say(life, "left as it is because of --keep; logs: %s", life->logs);
+    MO_TRY(pod_life_put(life));
+    return MO_FAIL(why, "%s", error);
+  }
+  if (life->offline && life->run.id[0]) { /* it is not the pod's fault */
+    MO_TRY(pod_life_put(life));
+    return MO_FAIL(why, "%s", error);
+  }
+  if (life->n_refused < (int)(sizeof life->refused / sizeof *life->refused) && life->again && life->run.gpu[0])
+    snprintf(life->refused[life->n_refused++], sizeof *life->refused, "%s|%s", life->run.gpu, life->run.data_center);
+  MO_TRY(pod_life_end(life, *again ? STEP_NAMED : STEP_ENDED));
+  if (*again) return MO_OK;
+  return MO_FAIL(why, "%s", error);
+}
+
+/* Whether the pod of the ledger is of no use any more, ended by `terminate` or `cleanup`, or by its watchdog when
+ * its time was over. */
+static mo_status is_spent(pod_life *life, bool *spent) {
+  pod_run *run = &life->run;
+  pod_pod pod = {.state = POD_UNKNOWN};
+  pod_cluster cluster;
+  bool found = false;
+  *spent = run->id[0] && pod_ended_by_hand(life->settings, run->id);
+  if (!run->id[0] || *spent || pod_now() < run->deadline) return MO_OK;
+  MO_TRY(run->cluster ? pod_api_cluster(life->http, run->id, &cluster, &found)
+                      : pod_api_pod(life->http, run->id, &pod, &found));
+  *spent = !found || pod.state == POD_EXITED || pod.state == POD_ERROR || pod.state == POD_TERMINATED;
+  return MO_OK;
+}
+
+/* The run is wanted again: on another pod, if it has a spent one. */
+static mo_status begin_again(pod_life *life) {
+  bool spent;
+  MO_TRY(is_spent(life, &spent));
+  if (!spent) return MO_OK;
+  MO_TRY(pod_life_end(life, STEP_NAMED));
+  life->run.attempts = 0;
+  return pod_life_put(life);
+}
+
+/* A pod that is there may be given another life than it was ordered with. */
+static mo_status take_options(pod_life *life) {
+  double deadline = life->run.created + 3600 * life->options->max_hours;
+  if (!life->run.id[0] || !(life->options->max_hours > 0) || deadline == life->run.deadline) return MO_OK;
+  life->run.deadline = deadline;
+  return pod_life_put(life);
+}
+
+mo_status pod_life_run(pod_life *life) {
+  MO_TRY(begin_again(life));
+  MO_TRY(take_options(life));
+  for (;;) {
+    life->again = life->offline = false;
+    mo_status status = walk(life);
+    if (status == MO_OK) break;
+    if (status == MO_STOPPED) return status;
+    bool again;
+    status = fail(life, status, &again);
+    if (status != MO_OK) return status;
+    pod_life_say(life, "trying another pod");
+  }
+  life->run.error[0] = '\0';
+  if (life->options->keep) {
+    MO_TRY(pod_life_put(life));
+    return MO_OK;
+  }
+  return pod_life_end(life, STEP_ENDED);
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# fetch.sh KEY MODEL TOKENS PATH: brings the model's and the token file of $DIR/runs/KEY/KEY.cfg. MODEL and TOKENS:
+# yes, or no where they are here, made up or read from the network. PATH: the model's folder.
+set -euo pipefail
+# shellcheck source=src/pod/remote/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+key=$1 model=$2 tokens=$3 path=$4
+file=$(variable MOE_POD_SHM)
+file=${file:-/dev/shm}/moe-outliers-$key.token
+if [[ -f $file ]]; then
+  HF_TOKEN=$(<"$file")
+  rm -f "$file"
+  export HF_TOKEN
+fi
+export HF_HOME=${HF_HOME:-$DIR/hub} # the watchdog sees it grow
+exec 9>"$DIR/fetch.lock"
+flock 9
+cd "$DIR/source"
+config=$DIR/runs/$key/$key.cfg
+if [[ $model == yes ]]; then
+  scripts/fetch "$config"
+  # A run is continued only where files have the times that they had: on every pod the same.
+  find -L "$path" -maxdepth 1 -type f -exec touch -d @946684800 {} +
+fi
+if [[ $tokens == yes ]]; then scripts/tokens "$config"; fi
+say "model and tokens are here"

@@ -1,0 +1,448 @@
+"""Weights straight from the network: the results of local files whatever the network does, no byte twice, no token to
+strangers, errors that say what to do, the cache."""
+
+# cores: 1
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import socket
+import time
+
+import h5py
+import pytest
+
+import helpers
+import hub_server
+from watched import Watched
+
+MODEL = helpers.REFERENCES / "qwen3_moe_b"
+SHARDS = sorted(MODEL.glob("*.safetensors"))
+WEIGHTS = sum(path.stat().st_size for path in SHARDS)
+DESCRIBING = sum((MODEL / name).stat().st_size for name in ("config.json", "model.safetensors.index.json"))
+OF_THE_RUN = {"n_ranks", "started", "finished", "config", "model_name", "device"}
+TOKEN = "hf_secret"
+EXIT_STOPPED = 75
+REFUSED = f"({SHARDS[0].name}|{SHARDS[1].name})"
+
+
+@pytest.fixture
+def hub():
+    with hub_server.Hub(tokens=[TOKEN]) as started:
+        started.commit = started.add("org/model", MODEL)
+        yield started
+
+
+def variables(hub, token=TOKEN, home="/nonexistent"):
+    """Environment of a user of the hub; a token of None: no token anywhere."""
+    return {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": token or "", "HF_HOME": home, "no_proxy": "*"}
+
+
+def config(folder, path="hf://org/model", **changes):
+    folder.mkdir(exist_ok=True)
+    engine = {"threads": 1, "network_patience": 20.0} | changes.pop("engine", {})
+    sections = helpers.run_sections(MODEL, MODEL / "tokens.h5", folder / "r.h5", engine=engine, **changes)
+    sections["model"] = {"path": path}
+    return helpers.write_config(folder / "r.cfg", sections)
+
+
+def sent(hub, pattern=""):
+    """Content bytes of requests; the server counts them after the client has them."""
+    time.sleep(0.05)
+    return hub.sent(pattern)
+
+
+def run(folder, hub, ranks=None, path="hf://org/model", check=True, token=TOKEN, **engine):
+    """(the run, its result's contents)."""
+    env = helpers.quick(ranks) | variables(hub, token)
+    done = helpers.run(["run", config(folder, path, engine=engine)], ranks, check=check, env=env)
+    assert TOKEN not in done.stderr + done.stdout and "Signature" not in done.stderr
+    return done, helpers.contents(folder / "r.h5", OF_THE_RUN) if check else None
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Contents of the result from files."""
+    folder = tmp_path_factory.mktemp("local")
+    helpers.run(["run", config(folder, MODEL)], env=helpers.quick())
+    return helpers.contents(folder / "r.h5", OF_THE_RUN)
+
+
+# --- the same results ---
+
+
+@pytest.mark.parametrize("ranks, device", ((None, "cpu"), (None, "check"), (2, "cpu"), (4, "cpu")))
+def test_same_as_files(tmp_path, hub, local, ranks, device):
+    """Also through staging buffers (check). Every byte comes once, whatever the ranks; one rank asks for what describes
+    the model; the token goes to the hub alone; nothing but the result is left."""
+    done, found = run(tmp_path, hub, ranks, device=device)
+    helpers.assert_same(found, local)
+    assert WEIGHTS <= sent(hub, "storage") and sent(hub) <= 1.01 * (WEIGHTS + DESCRIBING)
+    assert len(hub.requests("/api/models/")) == 1 and len(hub.requests(r"resolve/.*safetensors$")) == len(SHARDS)
+    ranges = [request.headers["Range"] for request in hub.requests("storage") if request.status == 206]
+    assert ranges.count("bytes=0-7") == len(SHARDS)
+    assert all(request.headers["Authorization"] == f"Bearer {TOKEN}" for request in hub.requests(" hub "))
+    assert hub.leaks == [] and sorted(os.listdir(tmp_path)) == ["r.cfg", "r.h5"]
+    assert f"note: hf://org/model is commit {hub.commit}" in done.stderr
+
+
+def test_plain_folder(tmp_path, hub, local):
+    """An address that is no hub's; its server may be another than the hub, which alone gets the token."""
+    path = hub.plain("org/model").replace("127.0.0.1", "localhost")
+    _, found = run(tmp_path, hub, 2, path=path + "/")
+    helpers.assert_same(found, local)
+    assert not [request for request in hub.requests() if "Authorization" in request.headers]
+    assert sent(hub) <= 1.01 * (WEIGHTS + DESCRIBING)
+
+
+def test_ablation(tmp_path, hub):
+    """Another pass reads the weights again."""
+    found = []
+    for path in (MODEL, "hf://org/model"):
+        args = ["run", config(tmp_path / str(len(found)), path, analysis={"ablate": "features", "ablate_draws": 1})]
+        helpers.run(args, env=helpers.quick() | variables(hub))
+        found.append(helpers.contents(tmp_path / str(len(found)) / "r.h5", OF_THE_RUN))
+    helpers.assert_same(*found)
+    assert 1.8 * WEIGHTS < sent(hub, "storage")
+
+
+def test_result_names_the_commit(tmp_path, hub):
+    run(tmp_path, hub)
+    with h5py.File(tmp_path / "r.h5") as file:
+        assert f'path = "hf://org/model@{hub.commit}";' in file.attrs["config"]
+        assert file.attrs["model_name"] == "org/model"
+
+
+def covers(request, byte):
+    first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]).groups()
+    return int(first) <= byte <= int(last)
+
+
+def test_verify(tmp_path, hub, local):
+    """Every byte comes twice; one that differs is an error."""
+    done, found = run(tmp_path, hub, verify=True)
+    helpers.assert_same(found, local)
+    assert "verified" in done.stderr and 1.9 * WEIGHTS < sent(hub, "storage") < 2.05 * WEIGHTS
+    hub.forget()
+    rule = hub.rule("storage", corrupt=50_000, latency=0.02)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, tmp_path / "wrong", hub, check=False, verify=True, readers=1)
+        while not [request for request in hub.requests("storage") if covers(request, 50_000) and request.content]:
+            time.sleep(0.001)
+        rule.corrupt = None
+        done, _ = running.result()
+    assert done.returncode == 1 and "differs from its bytes in file hf://org/model/model-0000" in done.stderr
+
+
+# --- trouble ---
+
+
+def trouble_of(hub, kind):
+    if kind == "latency":
+        hub.rule("", latency=0.03)
+    elif kind == "cut":
+        hub.rule("storage", cut=5000, times=12, after=4)
+        hub.rule("resolve-cache.*index.json", cut=2000, times=1)
+    elif kind == "busy":
+        hub.rule("storage", status=503, times=6)
+        hub.rule("storage", status=429, headers={"Retry-After": "1"}, times=3, after=8)
+        hub.rule("resolve/.*safetensors", status=429, headers={"Retry-After": "1"}, times=1)
+        hub.rule("api/models", status=500, times=1)
+    elif kind == "expiring":
+        hub.uses = 4
+    elif kind == "wrong_ranges":
+        hub.rule("storage", ignore_range=True, times=3)
+    elif kind == "stalls":
+        hub.rule("storage", latency=3, times=2, after=8)
+
+
+def run_in_trouble(folder, kind, local):
+    with hub_server.Hub(tokens=[TOKEN]) as hub:
+        hub.add("org/model", MODEL)
+        trouble_of(hub, kind)
+        ranks = 2 if kind in ("cut", "expiring") else None
+        _, found = run(folder, hub, ranks, network_patience=4.0 if kind == "stalls" else 20.0)
+        helpers.assert_same(found, local)
+        assert hub.leaks == []
+        if kind == "cut":
+            assert sent(hub, "storage") <= 1.01 * WEIGHTS  # what had come is not asked for again
+        if kind == "expiring":
+            assert len(hub.requests("resolve/.*safetensors")) > 2 * len(SHARDS)
+            refused = [request for request in hub.requests("storage") if request.status == 403]
+            assert refused and sent(hub, "storage") - sum(request.content for request in refused) <= 1.01 * WEIGHTS
+
+
+def test_trouble(tmp_path, local):
+    """Side by side, as they mostly wait."""
+    kinds = ("latency", "cut", "busy", "expiring", "wrong_ranges", "stalls")
+    with concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:
+        list(pool.map(lambda kind: run_in_trouble(tmp_path / kind, kind, local), kinds))
+
+
+def test_gives_up(tmp_path, hub):
+    """One line that names file and range."""
+    hub.rule("storage", status=503, after=10)
+    done, _ = run(tmp_path, hub, 2, check=False, network_patience=1.5)
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 1
+    expected = rf"cannot read bytes \d+ to \d+ of file hf://org/model/{REFUSED}: the server answers HTTP 503, \d+ times in "
+    assert re.search(expected + r"\d+ s: check the network", line), line
+
+
+def test_file_that_changes(tmp_path, hub):
+    """The plain folder's files are replaced while they are read."""
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for path in MODEL.iterdir():
+        data = path.read_bytes()
+        (changed / path.name).write_bytes(data[:-1] + b"\x01" if path in SHARDS else data)
+    hub.rule("plain.*safetensors", latency=0.2, after=6)
+    path = config(tmp_path / "run", hub.plain("org/model"))
+    with Watched(["run", path], None, variables(hub)) as watched:
+        watched.wait_until(lambda: len(hub.requests("plain.*safetensors")) > 6)
+        hub.add("org/model", changed)
+        assert watched.wait_for_end(20) == 1
+    (line,) = watched.errors()
+    assert re.search(rf"file http://\S+/{REFUSED} changed on the server while it was read", line), line
+
+
+def test_server_without_ranges(tmp_path, hub):
+    hub.rule("plain.*safetensors", ignore_range=True)
+    done, _ = run(tmp_path, hub, path=hub.plain("org/model"), check=False)
+    assert done.returncode == 2 and "the server does not give ranges of bytes" in done.stderr
+
+
+# --- what is refused ---
+
+
+def closed_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_refused(tmp_path, hub):
+    """Exit status 2, one line, nothing written, before any weights came; all at once, as they mostly wait."""
+    hub.add("org/gated", MODEL, gated=True)
+    hub.add("org/private", MODEL, private=True)
+    (tmp_path / "half").mkdir()
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / "half" / name).write_bytes((MODEL / name).read_bytes())
+    hub.add("org/half", tmp_path / "half")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "README.md").write_text("weights elsewhere")
+    hub.add("org/none", tmp_path / "none")
+    nobody = f"http://127.0.0.1:{closed_port()}"
+    cases = (
+        ("hf://org/model", "hf_wrong", None, "the hub refuses access to org/model, HTTP 401"),
+        ("hf://org/gated", None, None, "the hub gives org/gated only to those who accepted its terms, HTTP 401"),
+        ("hf://org/private", None, None, "the hub shows no model org/private, HTTP 401"),
+        ("hf://org/model@nowhere", TOKEN, None, 'the hub has no revision "nowhere" of org/model, HTTP 404'),
+        ("hf://org/absent", TOKEN, None, "the hub shows no model org/absent, HTTP 404"),
+        ("hf://org/half", TOKEN, None, f"shard {SHARDS[0].name} is missing (hf://org/half)"),
+        ("hf://org/none", TOKEN, None, "there is no config.json (hf://org/none)"),
+        ("hf://org", TOKEN, None, 'the hub has no revision "main" of org, HTTP 404'),
+        ("hf://org/model/more", TOKEN, None, '"hf://org/model/more" names no model of a hub (model.path)'),
+        ("hf://org/model", "two words", None, "the token has a blank"),
+        ("hf://org/model", TOKEN, "ftp://hub", '"ftp://hub" is no http(s) address (HF_ENDPOINT)'),
+        ("http://user:word@localhost/m", TOKEN, None, "the address has a user, a query or a fragment"),
+        (hub.plain("org/absent"), TOKEN, None, "HTTP 404"),
+        (nobody + "/m", TOKEN, None, "check the address and the network"),
+        ("hf://org/model", TOKEN, nobody, "check the address and the network"),
+    )
+
+    def refusal(i):
+        path, token, endpoint, _ = cases[i]
+        env = helpers.quick() | variables(hub, token) | ({"HF_ENDPOINT": endpoint} if endpoint else {})
+        args = ["run", config(tmp_path / f"case{i}", path, engine={"network_patience": 1.0})]
+        return helpers.run(args, check=False, env=env)
+
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        for i, done in enumerate(pool.map(refusal, range(len(cases)))):
+            assert cases[i][3] in done.stderr and done.stderr.count("\n") == 1, (cases[i], done.stderr)
+            assert done.returncode == 2 and os.listdir(tmp_path / f"case{i}") == ["r.cfg"], cases[i]
+            assert TOKEN not in done.stderr and "word" not in done.stderr.replace("two words", ""), done.stderr
+    assert sent(hub, "storage") == 0
+
+
+def test_refused_on_ranks(tmp_path, hub):
+    """One of the ranks speaks."""
+    done, _ = run(tmp_path, hub, 4, path="hf://org/absent", check=False)
+    assert done.returncode == 2 and done.stderr.count("moe-outliers: error: ") == 1
+
+
+def test_token_in_a_file(tmp_path, hub):
+    hub.add("org/private", MODEL, private=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "token").write_text(TOKEN + "\n")
+    env = helpers.quick() | variables(hub, None, str(tmp_path / "home"))
+    helpers.run(["run", config(tmp_path / "run", "hf://org/private")], env=env)
+
+
+def test_missing_files_say_how_to_get_them(tmp_path):
+    sections = helpers.run_sections(MODEL, MODEL / "tokens.h5", tmp_path / "r.h5")
+    del sections["data"]["tokens"]
+    sections["model"] = {"name": "org/model", "path": "nowhere"}
+    path = helpers.write_config(tmp_path / "r.cfg", sections)
+    for override, expected in (
+        (f"data.tokens={MODEL}/tokens.h5", f"(nowhere): get it with scripts/fetch {path}, read it from the hub with -s "),
+        ("data.tokens=no.h5", f"(no.h5): make it with scripts/tokens {path}"),
+    ):
+        more = ["-s", f"model.path={MODEL}"] if "no.h5" in override else []
+        done = helpers.run(["run", path, "-s", override, *more], check=False, env=helpers.quick())
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr
+
+
+# --- stopped and continued ---
+
+
+def started(tmp_path, hub, ranks, ends):
+    """A run of which a layer is done, ended so, while the rest comes slowly; returns the seconds that took."""
+    hub.rule("storage", slow=6_000, after=38)
+    path = config(tmp_path, engine={"micro_batch": 1, "checkpoint_seconds": 0.0, "readers": 2})
+    with Watched(["run", path], ranks, variables(hub)) as watched:
+        watched.wait_until(lambda: watched.said("layer 1/3 done"))
+        time.sleep(0.1)  # that line comes before the last task is recorded
+        begin = time.monotonic()
+        os.kill(watched.process.pid if ranks is None else watched.pid_of(1), ends)
+        status = watched.wait_for_end(20)
+        seconds = time.monotonic() - begin
+    assert status == EXIT_STOPPED if ends == signal.SIGTERM else status != 0, watched.lines
+    hub.forget()
+    return path, seconds
+
+
+@pytest.mark.parametrize("ends, ranks", ((signal.SIGTERM, None), (signal.SIGTERM, 2), (signal.SIGKILL, None)))
+def test_continues(tmp_path, hub, local, ends, ranks):
+    path, seconds = started(tmp_path, hub, ranks, ends)
+    assert seconds < (1.2 if ranks is None else 3) * helpers.SLOW  # transfers do not hold it up
+    env = helpers.quick(ranks) | variables(hub)
+    done = helpers.run(["run", path], ranks, env=env)
+    found = helpers.contents(tmp_path / "r.h5", OF_THE_RUN)
+    helpers.assert_same(found, local)
+    assert "continu" in done.stderr
+    assert sent(hub, "storage") < (0.9 * WEIGHTS if ranks is None else 1.01 * WEIGHTS)
+
+
+def test_goes_on_with_the_same_commit_only(tmp_path, hub):
+    path, _ = started(tmp_path, hub, None, signal.SIGKILL)
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in MODEL.iterdir():
+        data = file.read_bytes()
+        (changed / file.name).write_bytes(data[:-1] + b"\x01" if file in SHARDS else data)
+    hub.add("org/model", changed)
+    done = helpers.run(["run", path], check=False, env=helpers.quick() | variables(hub))
+    assert done.returncode == 2
+    expected = r"checkpoint has changed since the run was interrupted: hf://org/model, commit \w+, now hf://"
+    assert re.search(expected, done.stderr), done.stderr
+    pinned = ["-s", f"model.path=hf://org/model@{hub.commit}"]
+    helpers.run(["run", path, *pinned], env=helpers.quick() | variables(hub))
+
+
+def test_stopped_while_it_asks(tmp_path, hub):
+    """Before any weights came: at once, although the hub takes its time."""
+    hub.rule("config.json", latency=8)
+    with Watched(["run", config(tmp_path)], 2, variables(hub)) as watched:
+        watched.wait_until(lambda: hub.requests("config.json"))
+        begin = time.monotonic()
+        os.kill(watched.pid_of(1), signal.SIGTERM)
+        assert watched.wait_for_end(20) == EXIT_STOPPED
+        assert time.monotonic() - begin < 2 * helpers.SLOW
+    assert sorted(os.listdir(tmp_path)) == ["r.cfg"]
+
+
+# --- the cache ---
+
+
+def ranges_in(cache):
+    return [path for path in cache.rglob("*-*") if path.is_file()]
+
+
+def test_cache(tmp_path, hub, local):
+    """What came once is not asked for again, by other ranks neither; a range that the disk spoilt is; a pinned commit
+    needs no hub at all."""
+    cache = tmp_path / "cache"
+    run(tmp_path / "first", hub, 2, cache=cache)
+    assert not [path for path in cache.rglob("new.*")]
+    hub.forget()
+    done, found = run(tmp_path / "again", hub, cache=cache)
+    helpers.assert_same(found, local)
+    assert sent(hub, "storage") == 0 and len(hub.requests()) == 1  # which commit it is
+    spoilt = max(ranges_in(cache), key=lambda path: path.stat().st_size)
+    data = bytearray(spoilt.read_bytes())
+    data[len(data) // 2] ^= 1
+    spoilt.write_bytes(data)
+    short = min((path for path in ranges_in(cache) if path.stat().st_size > 100), key=lambda path: path.stat().st_size)
+    short.write_bytes(short.read_bytes()[:-1])
+    _, found = run(tmp_path / "spoilt", hub, cache=cache)
+    helpers.assert_same(found, local)
+    assert 0 < sent(hub, "storage") < 0.3 * WEIGHTS
+    hub.__exit__()
+    _, found = run(tmp_path / "alone", hub, 4, path=f"hf://org/model@{hub.commit}", cache=cache)
+    helpers.assert_same(found, local)
+
+
+def test_cache_shared_by_runs(tmp_path, hub, local):
+    """At the same time, of a plain folder; what changes there is not taken from the cache."""
+    cache, path = tmp_path / "cache", hub.plain("org/model")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _, found in pool.map(lambda i: run(tmp_path / str(i), hub, path=path, cache=cache), range(2)):
+            helpers.assert_same(found, local)
+    hub.forget()
+    _, found = run(tmp_path / "again", hub, path=path, cache=cache)
+    helpers.assert_same(found, local)
+    assert sent(hub, "safetensors") < 100 * len(SHARDS) + DESCRIBING
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in MODEL.iterdir():
+        data = file.read_bytes()
+        (changed / file.name).write_bytes(data[:-1] + b"\x01" if file in SHARDS else data)
+    hub.add("org/model", changed)
+    hub.forget()
+    run(tmp_path / "other", hub, path=path, cache=cache)
+    assert sent(hub, "safetensors") > 0.9 * WEIGHTS
+
+
+def test_cache_on_a_full_disk(tmp_path, hub, local):
+    with helpers.small_disk(tmp_path / "disk", "100k"):
+        done, found = run(tmp_path / "run", hub, 2, cache=tmp_path / "disk" / "cache")
+    helpers.assert_same(found, local)
+    (line,) = [line for line in done.stderr.splitlines() if "engine.cache" in line]
+    assert "nothing more is kept" in line
+
+
+def test_cache_that_cannot_be(tmp_path, hub):
+    (tmp_path / "file").write_text("")
+    done, _ = run(tmp_path / "run", hub, check=False, cache=tmp_path / "file" / "cache")
+    assert done.returncode == 2 and "cannot write to the folder: Not a directory (engine.cache, " in done.stderr
+
+
+# --- plan and doctor ---
+
+
+def test_plan_needs_config_only(tmp_path, hub):
+    plans = [
+        json.loads(helpers.run(["plan", config(tmp_path, path), "--json"], env=variables(hub)).stdout)
+        for path in ("hf://org/model", MODEL)
+    ]
+    plans[0].pop("config"), plans[1].pop("config")
+    for key in ("layers", "parameters", "checkpoint_bytes", "blocks"):
+        assert plans[0][key] == plans[1][key]
+    assert sent(hub, "storage") == 0 and len(hub.requests("resolve/")) == 1
+    hub.forget()
+    more = ["-s", f"model.config={MODEL}/config.json"]
+    assert "without asking hf://org/model" in helpers.run(["plan", config(tmp_path), *more], env=variables(hub)).stdout
+    assert not hub.requests()
+
+
+@pytest.mark.parametrize("path, status", (("hf://org/model", 0), ("hf://org/absent", 1)))
+def test_doctor(tmp_path, hub, path, status):
+    args = ["doctor", config(tmp_path, path)]
+    done = helpers.run(args, 2, check=False, env=helpers.quick(2) | variables(hub))
+    (line,) = [line for line in done.stdout.splitlines() if " checkpoint " in line]
+    assert ("is complete on every rank" if status == 0 else "the hub shows no model org/absent") in line, done.stdout
+    assert not status or line.startswith("fault")
+    assert sent(hub, "storage") < 0.1 * WEIGHTS
