@@ -6,10 +6,11 @@
  *
  * A pass begins at a barrier and ends with the last rank's last operation: filling the pipeline counts. Prints each repeat's
  * seconds and the median, TFLOP/s counting the operations of active experts, the share of a pass that P equal stages must wait,
- * (P-1)/(M+P-1), the layers of each rank, the bytes that ranks send each other, how long a pass takes that only passes rows on,
- * and a checksum of the last rank's rows: the same for every P. --threads: of a rank on the CPU (0: its share of the cores). --check
- * makes rank 0 compute the pass alone too (it must hold all layers) and fails unless the rows are the same bit for bit.
- * --profile prints where each rank's host thread spends a further pass: route, site_results and await are where it waits. */
+ * (P-1)/(M+P-1), the layers of each rank, the bytes that ranks send each other, how long a pass takes that only passes
+ * rows on, and a checksum of the last rank's rows: the same for every P. --threads: of a rank on the CPU (0: its share of the
+ * cores). --check makes rank 0 compute the pass alone too (it must hold all layers) and fails unless the rows are the same
+ * bit for bit. --profile prints where each rank's host thread spends a further pass: route, site_results and await are where
+ * it waits. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# What gpu.sh and stream.sh share; sourced by them. They set: script (their name), work (folder of the outputs), bin,
-# python, step_limit_s. It sets: failures.
+# What gpu.sh, stream.sh and scaling share; sourced by them. They set: script (their name), work (folder of the outputs),
+# bin, python, step_limit_s. It sets: failures.
 : "${script:?}"
 failures=0
 

@@ -17,7 +17,8 @@ typedef struct mo_network mo_network;
 
 enum {
   MO_NETWORK_READERS = 32,        /* connections of a rank, by default */
-  MO_NETWORK_CHUNK = 8 << 20,     /* bytes of a range */
+  MO_NETWORK_CHUNK = 32 << 20,    /* bytes of a range: each costs the server a request */
+  MO_NETWORK_STAGED = 8 << 20,    /* ... where it goes through staging buffers, of which each connection has several */
   MO_NETWORK_CONNECTION = 1 << 20 /* bytes of memory that one takes at most */
 };
 

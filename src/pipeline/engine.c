@@ -371,7 +371,7 @@ static mo_status open_recorder(engine *e) {
 static mo_status open_streamer(engine *e) {
   const mo_plan *plan = e->job->plan;
   int rank = mo_comm_rank(e->job->comm);
-  mo_stream_plan stream = mo_run_stream(e->job->config, e->job->readers);
+  mo_stream_plan stream = mo_run_stream(e->job->config, e->job->readers, e->job->backend->table->host_memory);
   stream.stages = e->streamed = mo_alloc((size_t)plan->n_stages, sizeof *e->streamed);
   if (!e->streamed) return MO_FAILED;
   stream.arena_bytes = plan->arena_bytes[rank];

@@ -30,10 +30,10 @@ typedef struct {
 int mo_run_threads(const mo_config *config, int cores);
 int mo_run_readers(const mo_config *config, int cores);
 
-/* What the config says of the streamer, without stages and arena. */
-mo_stream_plan mo_run_stream(const mo_config *config, int readers);
+/* What the config says of the streamer, without stages and arena. host_memory: as the backend's. */
+mo_stream_plan mo_run_stream(const mo_config *config, int readers, bool host_memory);
 
-/* Host memory that weights take on their way, at most. host_memory: as the backend's. */
+/* Host memory that weights take on their way, at most. */
 int64_t mo_run_staging(const mo_config *config, int readers, bool host_memory);
 
 /* The same plan on every rank. Collective. */

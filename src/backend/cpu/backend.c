@@ -1,15 +1,20 @@
 /* The CPU backend's table, memory and uploads. */
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include <cblas.h>
 
 #include "backend/cpu/cpu.h"
 #include "moe_outliers/machine.h"
 
+/* Large blocks, as the weights', lie in pages of 2 MiB where the system has them: each page that is touched first costs a fault. */
 static mo_status cpu_alloc(mo_backend *backend, size_t bytes, void **memory) {
+  enum { LINE = 256, HUGE_PAGE = 2 << 20, LARGE = 64 << 20 };
   (void)backend;
-  size_t rounded = (bytes + 255) / 256 * 256;
-  *memory = aligned_alloc(256, rounded ? rounded : 256);
+  size_t unit = bytes < LARGE ? LINE : HUGE_PAGE;
+  size_t rounded = (bytes + unit - 1) / unit * unit;
+  *memory = aligned_alloc(unit, rounded ? rounded : unit);
+  if (*memory && unit == HUGE_PAGE) (void)madvise(*memory, rounded, MADV_HUGEPAGE);
   if (!*memory)
     return MO_FAIL(MO_FAILED,
                    "out of memory (%zu bytes on the cpu backend): use more ranks, fewer sequences or a smaller "
