@@ -6,52 +6,30 @@ stem() {
   printf '%s' "${name%.cfg}"
 }
 
-# Text of a config with what it includes.
-flatten() {
-  local line included folder
-  folder=$(dirname "$1")
-  while IFS= read -r line || [[ -n $line ]]; do
-    if [[ $line =~ ^[[:space:]]*@include[[:space:]]+\"(.*)\" ]]; then
-      included=${BASH_REMATCH[1]}
-      [[ $included == /* ]] || included=$folder/$included
-      [[ -r $included ]] && flatten "$included"
-    else
-      printf '%s\n' "$line"
-    fi
-  done <"$1"
+# settings ARGUMENT...: sets SETTINGS to the -s of a run's arguments.
+settings() {
+  SETTINGS=()
+  while (($#)); do
+    case $1 in
+      -s | --set) (($# < 2)) || SETTINGS+=(-s "$2") && shift ;;
+      -s* | --set=*) SETTINGS+=("$1") ;;
+    esac
+    (($# == 0)) || shift
+  done
 }
 
-# config_value CONFIG SECTION KEY [OPTION OF run]...: the value, the last -s SECTION.KEY=VALUE before that of the file.
+# config_value CONFIG SECTION KEY [ARGUMENT OF run]...: the value of a run, a default if nothing else is said; nothing, and the program's
+# error, if the config is wrong.
 config_value() {
-  local config=$1 section=$2 key=$3 found='' given='' argument
-  shift 3
-  for argument in "$@"; do
-    argument=${argument#-s} argument=${argument#--set=}
-    [[ $argument == "$section.$key="* ]] && given=1 found=${argument#*=}
-  done
-  if [[ -n $given ]]; then
-    printf '%s' "$found"
-    return
-  fi
-  flatten "$config" | awk -v section="$section" -v key="$key" '
-    { text = text $0 "\n" }
-    END {  # words of the text: names, strings, signs; comments go
-      while (length(text)) {
-        if (match(text, /^([ \t\r\n]+|#[^\n]*|\/\/[^\n]*)/)) { text = substr(text, RLENGTH + 1); continue }
-        if (match(text, /^"([^"\\]|\\.)*"/)) ;
-        else if (match(text, /^[^ \t\r\n#"{}()=:;,\[\]]+/)) ;
-        else { match(text, /^./); if (RLENGTH < 1) RLENGTH = 1 }
-        word = substr(text, 1, RLENGTH); text = substr(text, RLENGTH + 1)
-        if (word == "{") { depth++; inside[depth] = name }
-        else if (word == "}") depth--
-        else if ((word == "=" || word == ":") && last != "") { name = last; want = depth == 1 && inside[1] == section && name == key }
-        else if (want) { value = word; want = 0 }
-        last = word
-      }
-      if (value ~ /^"/) { value = substr(value, 2, length(value) - 2); gsub(/\\"/, "\"", value); gsub(/\\\\/, "\\", value) }
-      printf "%s", value
-    }'
+  settings "${@:4}"
+  "${PROGRAM[@]}" config "$1" "$2.$3" "${SETTINGS[@]}"
 }
 
 # is_complete FILE: whether it is a whole result.
 is_complete() { [[ -f $1 ]] && "${PROGRAM[@]}" report "$1" >/dev/null 2>&1; }
+
+# is_result_of CONFIG FILE [ARGUMENT OF run]...: whether a whole result is that of such a run; else the program says what differs.
+is_result_of() {
+  settings "${@:3}"
+  "${PROGRAM[@]}" config "$1" --result "$2" "${SETTINGS[@]}"
+}

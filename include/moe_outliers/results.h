@@ -99,6 +99,7 @@ void mo_results_discard(mo_results *results);
 typedef struct {
   char *path, *model_name, *architecture, *precision, *device, *started, *finished;
   char *dataset; /* "": the file does not say */
+  char *config;  /* as run, libconfig text; "" likewise */
   int64_t n_layers, hidden_size, n_sequences, sequence_length, n_ranks;
   int64_t n_experts, experts_per_token, parameters, active_parameters; /* -1: the file is older and does not say */
   mo_criteria criteria;                                                /* NaN likewise, but for the threshold */

@@ -10,8 +10,9 @@
 static const struct {
   const char *name;
   int (*run)(int argc, char **argv);
-} COMMANDS[] = {{"run", mo_cli_run},       {"plan", mo_cli_plan},     {"doctor", mo_cli_doctor},
-                {"report", mo_cli_report}, {"export", mo_cli_export}, {"synth", mo_cli_synth}};
+} COMMANDS[] = {{"run", mo_cli_run},       {"plan", mo_cli_plan},     {"config", mo_cli_config},
+                {"doctor", mo_cli_doctor}, {"report", mo_cli_report}, {"export", mo_cli_export},
+                {"synth", mo_cli_synth}};
 
 /* The rank that mpirun or srun gave this process, NULL if it was started alone. */
 static const char *launcher_rank(void) {
@@ -86,7 +87,7 @@ int mo_cli_refuse(int argc, char **argv) {
 }
 
 static int refuse_command(int argc, char **argv) {
-  const char *commands = "use run, plan, doctor, report, export or synth, or see moe-outliers --help";
+  const char *commands = "use run, plan, config, doctor, report, export or synth, or see moe-outliers --help";
   if (argc < 2)
     (void)MO_FAIL(MO_INVALID, "no command (command line): %s", commands);
   else

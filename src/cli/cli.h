@@ -16,6 +16,7 @@ int mo_cli_main(int argc, char **argv);
 
 int mo_cli_run(int argc, char **argv);
 int mo_cli_plan(int argc, char **argv);
+int mo_cli_config(int argc, char **argv);
 int mo_cli_doctor(int argc, char **argv);
 int mo_cli_report(int argc, char **argv);
 int mo_cli_export(int argc, char **argv);

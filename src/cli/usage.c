@@ -13,6 +13,7 @@ static const char PROGRAM[] =
     "Commands:\n"
     "  run CONFIG               analyse a model; alone, or on several ranks with mpirun or srun\n"
     "  plan CONFIG              parameters, bytes, partition and memory of a run, without its weights\n"
+    "  config CONFIG            check a config and print its values, with all defaults and -s\n"
     "  doctor [CONFIG]          what is wrong with ranks, machines and files, before a run; started like run\n"
     "  report FILE.h5...        print result files, one or several side by side\n"
     "  export FILE.h5 -o DIR    write a result as the reference implementation's JSON files\n"
@@ -101,6 +102,23 @@ static const char DOCTOR[] =
     "  srun --mpi=pmix -n 4 moe-outliers doctor configs/06_glm_45_air.cfg\n"
     "  mpirun -np 4 moe-outliers doctor configs/demo.cfg -s output.path=/scratch/demo.h5\n";
 
+static const char CONFIG[] =
+    "Usage: moe-outliers config CONFIG [SECTION.KEY]... [--result FILE.h5] [-s section.key=value]...\n"
+    "Checks a config with its overrides, and prints it as JSON with all defaults, or the values of keys, one on a "
+    "line.\n"
+    "For scripts.\n"
+    "\n"
+    "Options:\n"
+    "      --result FILE.h5          check that this is a complete result of such a run: the same model, sequences,\n"
+    "                                precision and analysis; exit status 2 and the first difference if it is not\n"
+    "  -s, --set section.key=value   replace one value of the config\n"
+    "  -h, --help                    this text\n"
+    "\n"
+    "Examples:\n"
+    "  moe-outliers config configs/06_glm_45_air.cfg -s analysis.threshold=5.0\n"
+    "  moe-outliers config configs/demo.cfg output.path data.tokens\n"
+    "  moe-outliers config configs/demo.cfg --result results/demo.h5\n";
+
 static const char REPORT[] =
     "Usage: moe-outliers report FILE.h5... [--format table|markdown|csv|json] [--features N]\n"
     "                           [--threshold X] [-s analysis.key=value]...\n"
@@ -163,7 +181,7 @@ static const char SYNTH[] =
 mo_status mo_cli_print_usage(const char *command, FILE *out) {
   static const struct {
     const char *command, *text;
-  } texts[] = {{"run", RUN},       {"plan", PLAN},     {"doctor", DOCTOR},
+  } texts[] = {{"run", RUN},       {"plan", PLAN},     {"config", CONFIG}, {"doctor", DOCTOR},
                {"report", REPORT}, {"export", EXPORT}, {"synth", SYNTH}};
   if (!mo_cli_is_first_process()) return MO_OK;
   const char *text = PROGRAM;

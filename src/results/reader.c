@@ -62,6 +62,7 @@ static mo_status read_root(mo_results_file *read, const mo_h5_file *file) {
   MO_TRY(mo_h5_get_text(file, root, "precision", NULL, &read->precision));
   MO_TRY(mo_h5_get_text(file, root, "device", NULL, &read->device));
   MO_TRY(mo_h5_get_text(file, root, "dataset", "", &read->dataset));
+  MO_TRY(mo_h5_get_text(file, root, "config", "", &read->config));
   MO_TRY(mo_h5_get_text(file, root, "started", NULL, &read->started));
   MO_TRY(mo_h5_get_text(file, root, "finished", NULL, &read->finished));
   MO_TRY(mo_h5_get_i64(file, root, "n_layers", &read->n_layers));
@@ -317,8 +318,8 @@ mo_status mo_results_read(mo_results_file *read, const char *path) {
 }
 
 void mo_results_file_free(mo_results_file *read) {
-  char *const texts[] = {read->path,   read->model_name, read->architecture, read->precision,
-                         read->device, read->dataset,    read->started,      read->finished};
+  char *const texts[] = {read->path,    read->model_name, read->architecture, read->precision, read->device,
+                         read->dataset, read->config,     read->started,      read->finished};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(texts[i]);
   free(read->experts);
   free(read->features);

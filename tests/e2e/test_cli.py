@@ -11,8 +11,9 @@ import pytest
 
 import bad_input
 import helpers
+import interrupted
 
-COMMANDS = ("run", "plan", "report", "export", "synth")
+COMMANDS = ("run", "plan", "config", "report", "export", "synth")
 REFERENCES = sorted(path.parent for path in helpers.REFERENCES.glob("*/config.json"))
 
 
@@ -111,6 +112,7 @@ WRONG = (
     (["report", "absent.h5"], "absent.h5"),
     (["report", "x.h5", "--format", "xml"], "xml"),
     (["report", "x.h5", "--features", "-1"], "--features"),
+    (["config"], "config file"),
     (["export"], "result file"),
     (["export", "x.h5"], "-o"),
     (["export", "-o", "x"], "result file"),
@@ -312,3 +314,34 @@ def test_plan_is_what_run_does(tmp_path):
         for stage in range(block["first_stage"], block["first_stage"] + block["stages"])
     }
     assert int(timing["bytes_read"].sum()) == plan["checkpoint_bytes"]
+
+
+def test_config_prints_what_a_run_would_have(tmp_path):
+    sections = {
+        "model": {"path": "a \"b\""},
+        "data": {"tokens": "synthetic:1"},
+        "analysis": {"thresholds": (6.0, 4.5)},
+        "output": {"path": "r.h5"},
+    }
+    config = helpers.write_config(tmp_path / "c.cfg", sections)
+    values = json.loads(helpers.run(["config", config, "-s", "data.skip=3"]).stdout)
+    assert values["model"]["path"] == 'a "b"' and values["data"]["skip"] == 3
+    keys = ["model.path", "analysis.thresholds", "data.sequences", "output.overwrite", "engine.device"]
+    printed = helpers.run(["config", config, *keys]).stdout
+    assert printed == 'a "b"\n[6.0, 4.5]\n16\nfalse\nauto\n'
+    for wrong in (["output.nothing"], ["output"], ["-s", "data.skip=-1"], ["--result", tmp_path / "absent.h5"]):
+        refused = helpers.run(["config", config, *wrong], check=False)
+        assert refused.returncode == 2 and refused.stdout == "" and len(refused.stderr.splitlines()) == 1
+        assert str(wrong[-1]).split("=")[0] in refused.stderr
+
+
+def test_config_tells_what_a_result_was_made_with(tmp_path):
+    config = interrupted.config(tmp_path, data={"length": 16})
+    helpers.run(["run", config])
+    same = ["config", config, "--result", tmp_path / "r.h5"]
+    assert helpers.run([*same, "-s", "engine.threads=2", "-s", "output.path=x.h5"]).stdout == ""
+    for setting in ("data.length=17", "analysis.threshold=3.0", "analysis.seed=1", "engine.precision=fp32"):
+        refused = helpers.run([*same, "-s", setting], check=False)
+        key, value = setting.split("=")
+        assert refused.returncode == 2 and f"the result was made with {key} = " in refused.stderr
+        assert f", not {value} (" in refused.stderr.replace('"', "")

@@ -414,8 +414,10 @@ def submit_status_report(study, expected):
     assert "demo" in table and "olmoe_a" in table
     assert "3_broken" in (study.folder / "report" / "status.txt").read_text()
     assert helpers.datasets(study.folder / "results" / "olmoe.h5")  # and it is done, not run again
-    again = study.call(SLURM / "submit", "--no-report", "1", "2")
+    again = study.call(SLURM / "submit", "--no-report", "1", "2", "--", "-s", "analysis.threshold=2.0")
     assert again.stderr.count("done before") == 2
+    other = study.call(SLURM / "submit", "--no-report", "1", check=False)
+    assert other.returncode == 2 and "was made with analysis.threshold = 2.0, not 2.5" in other.stderr
 
 
 @scene

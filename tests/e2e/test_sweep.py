@@ -1,5 +1,6 @@
 """scripts/sweep: a list of models one after the other, what they lack fetched meanwhile, stopped and continued. cores: 1"""
 
+import fcntl
 import os
 import pathlib
 import signal
@@ -98,6 +99,38 @@ def test_a_model_that_fails_does_not_stop_the_others(tmp_path, hub):
     assert refused.returncode == 1 and "first: no weights and --no-fetch" in refused.stderr
 
 
+def test_a_result_of_another_run_is_not_taken(tmp_path):
+    config = write_config(tmp_path, "first", model={"path": str(REFERENCE)})
+    assert sweep(tmp_path, config).returncode == 0
+    other = sweep(tmp_path, config, "-s", "analysis.threshold=5.0")
+    assert other.returncode == 2 and "was made with analysis.threshold = 6.0, not 5.0" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+    anew = sweep(tmp_path, config, "-s", "analysis.threshold=5.0", "--set=output.overwrite=true")
+    assert anew.returncode == 0
+    with h5py.File(tmp_path / "results" / "first.h5") as file:
+        assert file.attrs["threshold"] == 5
+
+
+def test_wrong_settings_are_told_before_anything_is_done(tmp_path):
+    configs = [write_config(tmp_path, name) for name in ("first", "second")]
+    for arguments, said in (
+        (["-s", "analysis.treshold=5"], 'unknown key "treshold"'),
+        (["-s", "output.path=one.h5"], "first and second have the same output.path (one.h5)"),
+    ):
+        done = sweep(tmp_path, *configs, *arguments)
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.cfg", "second.cfg"]
+
+
+def test_only_one_at_a_time(tmp_path):
+    (tmp_path / "logs").mkdir()
+    config = write_config(tmp_path, "first", model={"path": str(REFERENCE)})
+    with open(tmp_path / "logs" / "sweep.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = sweep(tmp_path, config)
+    assert done.returncode == 2 and "another scripts/sweep is at work here" in done.stderr
+
+
 def test_stopped_while_it_fetches(tmp_path, hub):
     hub.rule("safetensors", latency=60)
     config = write_config(tmp_path, "first")
@@ -134,6 +167,7 @@ def test_stopped_while_it_runs_and_continued(tmp_path, number):
         (["--models"], "--models needs numbers"),
         (["--quick"], "unknown option --quick"),
         (["-s"], "-s needs section.key=value"),
+        (["--ranks"], "--ranks needs a number"),
     ],
 )
 def test_wrong_usage(tmp_path, arguments, said):
