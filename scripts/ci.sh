@@ -1,7 +1,22 @@
 #!/usr/bin/env bash
 # All checks, for laptops and CI: format, shell scripts, tests with warnings as errors, tests under sanitizers.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if (($#)); then
+  usage='usage: scripts/ci.sh
+
+Runs all checks: format (clang-format 14), shell scripts (shellcheck), all tests of the preset cpu with compiler warnings as errors,
+all tests under the address and undefined-behaviour sanitizers. Builds what is not built (see scripts/setup). What lacks its tool is
+skipped with a line; the first failure ends it. Exit status: 0 all passed.'
+  if [[ $1 == -h || $1 == --help ]]; then
+    printf '%s\n' "$usage"
+    exit 0
+  fi
+  echo "ci.sh: error: unknown argument ($1): see scripts/ci.sh --help" >&2
+  exit 2
+fi
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 say() { printf '== %s\n' "$*"; }
 

@@ -17,6 +17,24 @@ import time
 import urllib.parse
 from collections.abc import Callable
 
+
+def origin(address: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: who may see what is sent to an address."""
+    parts = urllib.parse.urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def is_address(text: str) -> bool:
+    try:
+        scheme, host, _ = origin(text)
+    except ValueError:
+        return False
+    return scheme in ("http", "https") and bool(host)
+
+
+GIVEN_ENDPOINT = os.environ.get("HF_ENDPOINT", "")
+if not is_address(GIVEN_ENDPOINT):  # with such a one huggingface_hub cannot be imported: Hub tells of it
+    os.environ.pop("HF_ENDPOINT", None)
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -32,7 +50,8 @@ ATTEMPTS = 3  # to get a file whose bytes arrive with the wrong checksum
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "ssl", "socket", "http")
 
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it prints signed addresses
-constants.DOWNLOAD_CHUNK_SIZE = BLOCK  # what http_get writes at a time, else 10 MB: lost when a call is killed
+# What http_get writes at a time, else 10 MB: what has come of it is lost when the connection or the call ends.
+constants.DOWNLOAD_CHUNK_SIZE = 64 << 10
 
 
 class Stopped(Exception):
@@ -150,13 +169,32 @@ def is_network(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in NETWORK_MODULES
 
 
+def token_place() -> str:
+    return "HF_TOKEN" if os.environ.get("HF_TOKEN") else constants.HF_TOKEN_PATH
+
+
+def checked_token() -> str | None:
+    """The user's token, which must fit in a header."""
+    try:
+        token = huggingface_hub.get_token()
+    except UnicodeDecodeError:
+        token = ""
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise BadInput(f"the token has blanks or characters beyond ASCII ({token_place()}): copy it again")
+    return token
+
+
 class Hub:
     """patience: seconds without a byte after which it gives up; the hub can ask for more by Retry-After."""
 
     def __init__(self, progress: Progress, patience: float):
         self.progress, self.patience = progress, patience
+        if GIVEN_ENDPOINT and not is_address(GIVEN_ENDPOINT):
+            raise BadInput(
+                f'"{GIVEN_ENDPOINT}" is no http(s) address (HF_ENDPOINT): set it to that of the hub, or unset it'
+            )
         self.endpoint = constants.ENDPOINT
-        self.token = huggingface_hub.get_token()
+        self.token = checked_token()
         self.api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token)
         self.stop = threading.Event()
 
@@ -197,7 +235,7 @@ class Hub:
                     asked is not None or status == 429,
                     f"HTTP {status}",
                 )
-            if status == 403 and urllib.parse.urlsplit(str(error.response.url)).netloc != self.host():
+            if status == 403 and not self.is_at(str(error.response.url)):
                 return wait, False, "the address of the file has expired"
             raise self.refusal(error, what) from error
         if isinstance(error, errors.OfflineModeIsEnabled):
@@ -214,8 +252,9 @@ class Hub:
             raise Failed(f"cannot write {what}: {error.strerror} ({error.filename}): check the folder") from error
         raise error
 
-    def host(self) -> str:
-        return urllib.parse.urlsplit(self.endpoint).netloc
+    def is_at(self, address: str) -> bool:
+        """Whether it is the hub that an address leads to, not a storage."""
+        return is_address(address) and origin(address) == origin(self.endpoint)
 
     def give_up(self, error: Exception, what: str, why: str) -> Failed:
         if isinstance(error, errors.HfHubHTTPError):
@@ -229,8 +268,8 @@ class Hub:
         """What the user must do about a refusal that will stay."""
         status, headers = error.response.status_code, error.response.headers
         if status == 401 and "Invalid credentials" in headers.get("X-Error-Message", ""):
-            where = "HF_TOKEN" if os.environ.get("HF_TOKEN") else constants.HF_TOKEN_PATH
-            return BadInput(f"the hub does not accept the token ({where}): make one at {self.endpoint}/settings/tokens")
+            make = f"make one at {self.endpoint}/settings/tokens"
+            return BadInput(f"the hub does not accept the token ({token_place()}): {make}")
         if isinstance(error, errors.GatedRepoError) or status == 403:
             token = (
                 "has the account of the token (HF_TOKEN) been given access?"
@@ -279,8 +318,8 @@ class Hub:
             raise Failed(
                 f"the hub's {file.name} has another checksum than its list says ({repo}@{commit[:12]}): try later"
             )
-        same_host = urllib.parse.urlsplit(place.location).netloc == self.host()
-        headers = build_hf_headers(token=self.token if same_host else False)  # the token stays with the hub
+        token = self.token if self.is_at(place.location) else False  # it stays with the hub
+        headers = build_hf_headers(token=token)
         headers["Accept-Encoding"] = "identity"
         file_download.http_get(
             place.location,

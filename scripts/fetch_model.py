@@ -15,7 +15,7 @@ import sys
 
 import run_config
 from fetch_hub import Hub, RemoteFile, Stopped
-from script_messages import BadInput, Failed, Parser, Progress, size_text, tell_error
+from script_messages import BadInput, Failed, Parser, Progress, seconds, size_text, tell_error
 
 RECORD = "fetched.json"  # in the model's folder: the revision, its files, which of them are complete
 PARTS = ".fetch"  # folder of unfinished files, in the model's folder
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="files at a time (default 8)")
     parser.add_argument("--verify", action="store_true", help="check all files again, also those checked before")
     parser.add_argument(
-        "--patience", type=float, default=600, metavar="SECONDS", help="give up after so long without a byte (600)"
+        "--patience", type=seconds, default=600, metavar="SECONDS", help="give up after so long without a byte (600)"
     )
     options = parser.parse_args(arguments)
     if options.jobs < 1:
@@ -120,7 +120,11 @@ class Model:
             }
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except NotADirectoryError:
+            raise BadInput(f"model.path is no folder ({self.folder}): give another one (model.path or --to)") from None
+        except OSError as error:
+            raise BadInput(f"cannot be read: {error.strerror} ({self.record}): check the folder") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise BadInput(f"not written by scripts/fetch ({self.record}): remove it, or give another folder") from None
         if repo != self.repo:
             raise BadInput(
@@ -171,6 +175,13 @@ class Model:
             self.lock = None
             raise BadInput(f"another scripts/fetch is at work there ({self.folder}): wait for it") from None
 
+    def clear(self) -> None:
+        """Of a complete model: remove the lock that a killed call has left."""
+        with contextlib.suppress(OSError, BadInput):  # there is none, or another call has it, or nothing can be written
+            if set(os.listdir(self.folder / PARTS)) <= {"lock"}:
+                self.hold()
+                self.let_go()
+
     def let_go(self) -> None:
         """Also removes the folder of parts if nothing but the lock is left."""
         if not self.lock:
@@ -183,6 +194,7 @@ class Model:
                 if not os.listdir(self.folder):
                     self.folder.rmdir()
         self.lock.close()
+        self.lock = None
 
     def is_complete(self) -> bool:
         """Whether all that the record names is as it was when it was checked."""
@@ -191,6 +203,7 @@ class Model:
 
 def model_of(path: str, options: argparse.Namespace) -> Model:
     config = run_config.read(path, options.set)
+    run_config.check(path, options.set)
     repo, revision = config["model"]["name"], options.revision
     folder = options.to or run_config.text_of(config, "model", "path", path)
     address = re.fullmatch(r"hf://([^@]+?)/*(?:@(.+))?", str(config["model"].get("path", "")))
@@ -392,6 +405,7 @@ def fetch_all(models: list[Model], options: argparse.Namespace, progress: Progre
             model.read_record()
             same = model.revision in (None, model.commit)
             if same and not options.verify and model.is_complete():  # needs neither network nor a folder to write to
+                model.clear()
                 work.append((model, []))
                 continue
             model.hold()

@@ -1,17 +1,20 @@
 """Reads what scripts need of a run's config (libconfig), with its includes and -s overrides.
 
-It is the program that judges a config: unknown keys and values out of range pass here.
+It is the program that judges a config: unknown keys and values out of range pass read().
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import subprocess
 
 from script_messages import BadInput
 
 DEFAULTS = {"model": {"name": ""}, "data": {"sequences": 16, "length": 2048, "skip": 0}}
 MOST_INCLUDES = 10  # one inside the other, as in libconfig
+BUILD = pathlib.Path(__file__).resolve().parents[1] / "build"
 WORD = re.compile(
     r"""(?P<skip>(?:\s+|\#[^\n]*|//[^\n]*|/\*.*?\*/)+)
     |(?P<string>"(?:[^"\\]|\\.)*")
@@ -135,6 +138,24 @@ def read(path: str | pathlib.Path, overrides: list[str] = ()) -> dict[str, dict[
         number = isinstance(DEFAULTS.get(section, {}).get(key), int)
         sections.setdefault(section, {})[key] = scalar(text) if number else text
     return sections
+
+
+def check(path: str | pathlib.Path, overrides: list[str] = ()) -> None:
+    """Has the program look for unknown sections and keys, if it is built: it knows them."""
+    programs = [os.environ.get("MOE_OUTLIERS"), *(BUILD / preset / "moe-outliers" for preset in ("default", "cpu"))]
+    program = next((program for program in programs if program and os.access(program, os.X_OK)), None)
+    if not program:
+        return
+    # Of what comes after the keys it shall do nothing: ask no network, count no parameters.
+    nothing = ["model.path=/dev/null", "model.config="]
+    argv = [program, "plan", path, *(word for text in (*overrides, *nothing) for word in ("-s", text))]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    match = re.match(r"moe-outliers: error: (unknown (?:key|section) .*)", done.stderr)
+    if match:
+        raise BadInput(match.group(1))
 
 
 def text_of(config: dict[str, dict[str, object]], section: str, key: str, path: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import sys
 import threading
 import time
@@ -32,6 +33,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}: see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def seconds(text: str) -> float:
+    """Type of an option."""
+    with contextlib.suppress(ValueError):
+        if float(text) >= 0:  # no nan
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: give seconds from 0")
 
 
 def size_text(size: float) -> str:

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import run_config
 import tokenizers
-from script_messages import BadInput, Failed, Parser, Progress, tell_error
+from script_messages import BadInput, Failed, Parser, Progress, seconds, tell_error
 from tokens_text import FINEWEB, Files, HubDataset
 
 MARGIN = 64  # tokens of text behind the last window: where the text is cut shows in the tokens just before
@@ -79,7 +79,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--overwrite", action="store_true", help="replace a token file that is there")
     add("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a config's key")
-    add("--patience", type=float, default=600, metavar="SECONDS", help="give up after so long without an answer (600)")
+    add(
+        "--patience", type=seconds, default=600, metavar="SECONDS", help="give up after so long without an answer (600)"
+    )
     options = parser.parse_args(arguments)
     if not 0 <= options.overlap < 1:
         parser.error(f"--overlap {options.overlap}: give a number from 0 to below 1")
@@ -252,8 +254,29 @@ def difference(windows: np.ndarray, attributes: dict, wanted: dict, count: int, 
     return None
 
 
+def temporary_of(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Before the text is read, which takes a while. By trying: permissions do not tell it on every file system."""
+    if path.is_dir():
+        raise BadInput(f"data.tokens is a folder ({path}): name a file")
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary_of(path).touch()
+        temporary_of(path).unlink()
+    except OSError as error:
+        raise BadInput(f"cannot write the token file: {error.strerror} ({path}): set data.tokens to another") from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def write(path: pathlib.Path, windows: np.ndarray, attributes: dict[str, object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(temporary, "w") as file:
@@ -274,6 +297,7 @@ def write(path: pathlib.Path, windows: np.ndarray, attributes: dict[str, object]
 
 def make(config_path: str, options: argparse.Namespace, progress: Progress) -> None:
     config = run_config.read(config_path, options.set)
+    run_config.check(config_path, options.set)
     path = pathlib.Path(run_config.text_of(config, "data", "tokens", config_path))
     if str(path).startswith("synthetic:"):
         raise BadInput(f"data.tokens is {path} ({config_path}): random tokens need no file; set data.tokens to a path")
@@ -301,6 +325,8 @@ def make(config_path: str, options: argparse.Namespace, progress: Progress) -> N
     if content:
         wanted = {"tokenizer_sha256": hashlib.sha256(content).hexdigest()} | wanted
     there = None if options.overwrite else existing(path)
+    if not there:
+        check_writable(path)
     refusal = f"({path}): replace it by --overwrite, or set data.tokens to another"
     if there:
         other = difference(*there, wanted, count, length)
@@ -347,6 +373,8 @@ def main(arguments: list[str]) -> None:
             make(config, options, progress)
     except (BadInput, Failed) as error:
         status = tell_error(progress, error)
+    except OSError as error:
+        status = tell_error(progress, Failed(f"{error.strerror or error} ({error.filename}): check it"))
     except KeyboardInterrupt:
         progress.clear()
         print("tokens: stopped: the same command starts over", file=sys.stderr)

@@ -2,11 +2,13 @@
 # cores: 1
 
 import concurrent.futures
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +22,8 @@ from hub_server import Hub
 
 sys.path.insert(0, str(helpers.ROOT / "scripts"))
 
+import fetch_hub  # noqa: E402
+import fetch_model  # noqa: E402
 import run_config  # noqa: E402
 
 REPO = "org/model"
@@ -162,7 +166,8 @@ def test_what_a_run_needs_at_a_revision_that_stays(fetch, hub, small_source, tmp
         file.stat().st_size for file in map(small_source.joinpath, SHARDS) if file.exists()
     )
 
-    # The hub moves on; the folder stays with its revision, without a request.
+    # The hub moves on; the folder stays with its revision, without a request. The lock of a killed call goes, that of
+    # one at work stays.
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("config.json", "tokenizer.json"):
@@ -170,6 +175,11 @@ def test_what_a_run_needs_at_a_revision_that_stays(fetch, hub, small_source, tmp
     (moved / "model.safetensors").write_bytes(b"one file now")
     later = hub.add(REPO, moved)
     hub.forget()
+    lock = fetch.model / ".fetch" / "lock"
+    lock.parent.mkdir()
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "all there" in fetch(HF_ENDPOINT="http://127.0.0.1:9") and lock.exists()
     fetch(HF_ENDPOINT="http://127.0.0.1:9")
     assert fetch.is_whole(small_source) and not hub.log
 
@@ -211,7 +221,7 @@ def test_bad_networks(fetch, hub, source):
     hub.rule("GET hub /api/models", times=1, status=429, headers={"Retry-After": "1"})
     hub.rule("HEAD hub /.*other", times=1, status=503)
     big = f"GET storage /blobs/{sha256(source / next(iter(SHARDS)))}"
-    for what in ({"cut": 4_000_000}, {"status": 403}, {"status": 503}):
+    for what in ({"cut": 500_000}, {"status": 403}, {"status": 503}):
         hub.rule(big, times=1, **what)
     began = time.monotonic()
     fetch()
@@ -219,7 +229,7 @@ def test_bad_networks(fetch, hub, source):
     assert fetch.is_whole(source)
     assert [r.status for r in hub.requests("GET hub /api/models")] == [429, 200]
     assert [r.status for r in hub.requests(big)] == [200, 403, 503, 206]  # cut, expired, down, the rest
-    assert hub.sent(big) < BIG + 2e6
+    assert hub.sent(big) < BIG + 1e5  # what came before the cut stays
 
 
 def test_rate_limit(fetch, hub, small_source):
@@ -296,6 +306,10 @@ def test_errors(fetch, hub, small_source, tmp_path):
             (2, 'model.name "alone" is no repository', ("-s", "model.name=alone"), {}),
             (2, "model.path is no folder but synthetic:1", ("-s", "model.path=synthetic:1"), {}),
             (2, "wrong override", ("-s", "model.name"), {}),
+            (2, 'unknown key "nme" in section "model" (-s model.nme=x)', ("-s", "model.nme=x"), {}),
+            (2, "model.path is no folder (run.cfg)", ("-s", "model.path=run.cfg"), {}),
+            (2, "the token has blanks or characters beyond ASCII (HF_TOKEN)", (), {"HF_TOKEN": "hf_é"}),
+            (2, '"http://[1" is no http(s) address (HF_ENDPOINT)', (), {"HF_ENDPOINT": "http://[1"}),
         ]
 
         def call(case):
@@ -316,6 +330,29 @@ def test_errors(fetch, hub, small_source, tmp_path):
     (fetch.model / "config.json").write_text("my own")
     assert "config.json is not that of org/model" in fetch(status=2)
     assert (fetch.model / "config.json").read_text() == "my own"
+
+
+def test_what_is_refused_before_a_request(monkeypatch, capsys):
+    for address in ("127.0.0.1:1", "ftp://hub.example", "https://", "http://hub.example:port"):
+        monkeypatch.setattr(fetch_hub, "GIVEN_ENDPOINT", address)
+        with pytest.raises(fetch_hub.BadInput, match=re.escape(f'"{address}" is no http(s) address (HF_ENDPOINT)')):
+            fetch_hub.Hub(None, 1)
+    for token in ("hf_a b", "hf_\x7f", "hf_\udce9"):
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda token=token: token)
+        with pytest.raises(fetch_hub.BadInput, match="the token has blanks or characters beyond ASCII"):
+            fetch_hub.checked_token()
+    for patience in ("nan", "-1", "long"):
+        with pytest.raises(SystemExit, match="2"):
+            fetch_model.parse(["run.cfg", "--patience", patience])
+        assert "--patience" in capsys.readouterr().err
+
+
+def test_who_gets_the_token(monkeypatch):
+    monkeypatch.setattr(fetch_hub.constants, "ENDPOINT", "https://hub.example")
+    hub = fetch_hub.Hub(None, 1)
+    assert hub.is_at("https://hub.example/a") and hub.is_at("https://HUB.example:443/a?b")
+    for address in ("http://hub.example/a", "http://hub.example:443/a", "https://hub.example:444/a", "https://hub/a"):
+        assert not hub.is_at(address)
 
 
 def test_cache_of_the_hub(fetch, hub, small_source):

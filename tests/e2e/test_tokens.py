@@ -296,6 +296,7 @@ def test_what_is_wrong_is_told(tokens, made, tmp_path):
         ("b.h5", (*use, "--text", tmp_path / "bad.jsonl"), "bad.jsonl, line 2"),
         ("b.h5", (*use, "--text", tmp_path / "latin.txt"), "no UTF-8 text"),
         ("b.h5", (*use, "--text", tmp_path / "table.parquet", "--field", "n"), 'no text in the field "n"'),
+        ("/proc/b.h5", (*use, "--text", tmp_path / "bad.jsonl"), "cannot write the token file: "),  # before it is read
         ("b.h5", ("--tokenizer", tmp_path / "bad.json", *files["text"][0]), "no valid tokenizer.json"),
     ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
