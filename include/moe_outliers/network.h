@@ -28,6 +28,9 @@ bool mo_network_is_address(const char *path);
 typedef struct {
   const char *cache; /* folder that keeps what came, "" or NULL: none */
   double patience;   /* seconds without a byte after which a read fails */
+  /* Called by mo_network_connect, mo_network_file and mo_network_headers, by the thread that calls these, with what
+   * is waited for once no byte came for 5 s. NULL: nobody is told. */
+  void (*tell)(const char *line);
 } mo_network_options;
 
 /* Take the address apart and find the token; nothing is asked for yet. MO_INVALID: it is none that can be used. */

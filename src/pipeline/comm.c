@@ -82,6 +82,7 @@ static void spare_a_lone_process(void) {
   if (size) return;
   (void)setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
   (void)setenv("OMPI_MCA_orte_create_session_dirs", "0", 0); /* their names are the same for all such processes */
+  (void)setenv("OMPI_MCA_sharedfp", "^sm", 0);               /* needs them, and complains */
 }
 
 mo_status mo_comm_open(mo_comm **comm, int *argc, char ***argv) {

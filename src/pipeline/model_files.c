@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 typedef enum { IS_THERE, NO_FOLDER, NO_CONFIG } presence;
@@ -18,9 +19,20 @@ static presence look(const char *path) {
   return stat(config, &info) != 0 && errno == ENOENT ? NO_CONFIG : IS_THERE;
 }
 
+/* An address that is spelt wrong. */
+static bool is_nearly_address(const char *path) {
+  size_t scheme = strcspn(path, ":/");
+  return path[scheme] == ':' &&
+         ((scheme == 2 && strncasecmp(path, "hf", 2) == 0) || (scheme == 4 && strncasecmp(path, "http", 4) == 0) ||
+          (scheme == 5 && strncasecmp(path, "https", 5) == 0));
+}
+
 static mo_status missing(const mo_config *config, presence found, const char *otherwise) {
   const char *path = config->model.path, *name = config->model.name;
   const char *what = found == NO_FOLDER ? "the checkpoint is missing" : "the checkpoint has no config.json";
+  if (found == NO_FOLDER && is_nearly_address(path))
+    return MO_FAIL(MO_INVALID, "%s (%s): if that is to be an address, write hf://OWNER/NAME or https://HOST/FOLDER",
+                   what, path);
   if (!strchr(name, '/'))
     return MO_FAIL(MO_INVALID, "%s (%s): set model.name to its name on the hub and get it with scripts/fetch %s, or %s",
                    what, path, config->file, otherwise);
@@ -66,8 +78,11 @@ static mo_status find_synthetic(const mo_config *config, mo_model_files *files) 
 
 /* --- on the network --- */
 
+static void note(const char *line) { fprintf(stderr, "moe-outliers: note: %s\n", line); }
+
 static mo_status open_address(const mo_config *config, mo_model_files *files) {
-  mo_network_options options = {.cache = config->engine.cache, .patience = config->engine.network_patience};
+  mo_network_options options = {
+      .cache = config->engine.cache, .patience = config->engine.network_patience, .tell = note};
   *files = (mo_model_files){.config_json = config->model.path};
   return mo_network_open(&files->network, config->model.path, &options);
 }

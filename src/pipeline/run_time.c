@@ -86,10 +86,10 @@ static void list_readings(account *a) {
     a->readings[a->n_readings++] = (reading){.rank = rank,
                                              .place = a->of_rank[rank]++,
                                              .bytes = (double)plan->costs[stage].bytes,
-                                             .from = fmax(a->sums.began[stage], a->last[rank]),
+                                             .from = fmin(fmax(a->sums.began[stage], a->last[rank]), ready),
                                              .ready = ready,
                                              .fresh = a->placed[rank] <= plan->arena_bytes[rank]};
-    a->last[rank] = ready;
+    a->last[rank] = fmax(a->last[rank], ready); /* a later stage may be there before */
   }
   for (int rank = 0; rank < plan->n_ranks; rank++) a->n_ranks += a->of_rank[rank] > 0;
   for (int64_t i = 0; i < a->n_readings; i++) a->readings[i].alone = is_alone(a, a->readings + i);
@@ -260,21 +260,25 @@ static double mean_opened(const account *a) {
 
 static void print_comparison(const account *a, const mo_plan_rates *rates, const mo_plan_time *time) {
   const mo_plan *plan = a->plan;
-  double seconds = 0, flops = 0, measured = 0,
-         share = rates->bytes_per_second / fmin(rates->ranks_per_node, a->n_ranks);
-  char alone[40] = "";
+  double seconds = 0, flops = 0, measured = 0;
+  char storage[100] = "";
   for (int rank = 0; rank < plan->n_ranks; rank++) measured = fmax(measured, a->sums.done[rank]);
   for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++) {
     seconds += a->stage[stage];
     flops += plan->costs[stage].flops;
   }
-  if (rates->rank_bytes_per_second > share)
-    snprintf(alone, sizeof alone, " (alone %.3g)", 1e-9 * rates->rank_bytes_per_second);
+  if (rates->ranks_per_node > 0) { /* else storage was not measured: all of it was there at once */
+    double share = rates->bytes_per_second / fmin(rates->ranks_per_node, a->n_ranks);
+    int n = snprintf(storage, sizeof storage, "%.3g GB/s", 1e-9 * share);
+    if (rates->rank_bytes_per_second > share)
+      n += snprintf(storage + n, sizeof storage - (size_t)n, " (alone %.3g)", 1e-9 * rates->rank_bytes_per_second);
+    snprintf(storage + n, sizeof storage - (size_t)n, " and ");
+  }
   fprintf(stderr,
           "moe-outliers: predicted %.3g s, measured %.3g s from the first read to the last product, bound by %s (rates "
-          "of the first %lld of %lld stages: %.3g GB/s%s and %.3g TFLOP/s a rank)\n",
+          "of the first %lld of %lld stages: %s%.3g TFLOP/s a rank)\n",
           time->seconds, measured, time->storage_alone >= time->compute_alone ? "storage" : "compute",
-          (long long)a->counted, (long long)(plan->n_stages - plan->first_stage), 1e-9 * share, alone,
+          (long long)a->counted, (long long)(plan->n_stages - plan->first_stage), storage,
           seconds > 0 ? 1e-12 * flops / seconds : 0);
 }
 

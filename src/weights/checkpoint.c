@@ -241,6 +241,13 @@ static mo_status open_address(mo_checkpoint *checkpoint) {
     return status;
   }
   MO_TRY(mo_checkpoint_add_file(checkpoint, SINGLE_NAME, &missing));
+  const char *note = mo_network_cache_note(checkpoint->network, INDEX_NAME);
+  if (missing && note)
+    return MO_FAIL(
+        MO_INVALID,
+        "there is neither %s, as %.900s/%s.missing (engine.cache) says, nor %s (%s): remove that file to ask "
+        "again, or give the address of a model in safetensors",
+        INDEX_NAME, note, INDEX_NAME, SINGLE_NAME, checkpoint->directory);
   if (missing)
     return MO_FAIL(MO_INVALID, "there is neither %s nor %s (%s): give the address of a model in safetensors",
                    INDEX_NAME, SINGLE_NAME, checkpoint->directory);

@@ -13,6 +13,7 @@
 #include "weights/network.h"
 
 #define POLL_SECONDS 0.01
+#define TELL_SECONDS 5
 #define MOST_HEADER 100000000 /* bytes; the format's limit: what is beyond is not fetched */
 
 /* --- files --- */
@@ -60,6 +61,7 @@ mo_status mo_network_open(mo_network **network, const char *address, const mo_ne
   if (!n) return MO_FAILED;
   pthread_mutex_init(&n->lock, NULL);
   n->patience = options->patience;
+  n->tell = options->tell;
   n->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   mo_status status = mo_network_parse(n, address);
   if (status == MO_OK && n->stop_event < 0)
@@ -134,16 +136,43 @@ static void *work_on(void *argument) {
   return NULL;
 }
 
+/* What is waited for, where no byte came for long. */
+typedef struct {
+  int64_t received;
+  double since, tell_at;
+} patience;
+
+static void tell_wait(mo_network *n, patience *p) {
+  char line[500];
+  double now = mo_seconds();
+  int64_t received = atomic_load(&n->received);
+  if (received != p->received) *p = (patience){received, now, now + TELL_SECONDS};
+  if (!n->tell || now < p->tell_at) return;
+  pthread_mutex_lock(&n->lock);
+  double left = n->again_at - now;
+  if (!n->waiting[0])
+    snprintf(line, sizeof line, "waiting for %.300s: no answer for %.0f s", n->address, now - p->since);
+  else if (left > 0)
+    snprintf(line, sizeof line, "waiting for %s, asked again in %.0f s", n->waiting, left + 0.5);
+  else
+    snprintf(line, sizeof line, "waiting for %s, asked again", n->waiting);
+  pthread_mutex_unlock(&n->lock);
+  n->tell(line);
+  p->tell_at = now + (now - p->since); /* less and less often */
+}
+
 /* Until all threads have ended; a failure, also of the poll, ends them. */
 static mo_status watch(crew *c) {
   mo_network *n = c->network;
   mo_status polled = MO_OK;
+  patience p = {.received = -1};
   pthread_mutex_lock(&c->lock);
   while (c->n_running > 0) {
     struct timespec until = mo_deadline(POLL_SECONDS);
     pthread_cond_timedwait(&c->ended, &c->lock, &until);
     bool failed = c->status != MO_OK;
     pthread_mutex_unlock(&c->lock);
+    tell_wait(n, &p);
     if (polled == MO_OK && n->poll) polled = n->poll(n->context);
     if (polled != MO_OK || failed) mo_network_interrupt(n, true);
     pthread_mutex_lock(&c->lock);
@@ -156,6 +185,7 @@ static mo_status watch(crew *c) {
 static mo_status do_all(crew *c) {
   pthread_t threads[MO_NETWORK_READERS];
   int n = c->n_jobs < MO_NETWORK_READERS ? (int)c->n_jobs : MO_NETWORK_READERS, started = 0;
+  mo_network_note_wait(c->network, NULL, NULL, 0);
   pthread_mutex_init(&c->lock, NULL);
   mo_condition_open(&c->ended);
   pthread_mutex_lock(&c->lock);
@@ -282,15 +312,15 @@ static void put_file(FILE *out, const mo_network_file_state *file) {
 
 mo_status mo_network_pack(mo_network *n, void **data, size_t *bytes) {
   char *text = NULL;
-  int64_t n_files = 0;
+  int64_t numbers[2] = {0, atomic_load(&n->answered)};
   *data = NULL;
   FILE *out = open_memstream(&text, bytes);
   if (!out) return MO_FAIL(MO_FAILED, "out of memory (network): free some memory");
   put_text(out, n->endpoint);
   put_text(out, n->token);
   put_text(out, n->commit);
-  for (int32_t i = 0; i < n->n_files; i++) n_files += n->files[i]->fetched;
-  put_bytes(out, &n_files, sizeof n_files);
+  for (int32_t i = 0; i < n->n_files; i++) numbers[0] += n->files[i]->fetched;
+  put_bytes(out, numbers, sizeof numbers);
   for (int32_t i = 0; i < n->n_files; i++)
     if (n->files[i]->fetched) put_file(out, n->files[i]);
   bool whole = !ferror(out);
@@ -357,7 +387,7 @@ static mo_status take_file(mo_network *n, parcel *p) {
 }
 
 static mo_status take_all(mo_network *n, parcel *p) {
-  int64_t length, n_files = 0;
+  int64_t length, numbers[2] = {0};
   free(n->endpoint);
   free(n->token);
   n->endpoint = take_copy(p, &length);
@@ -365,8 +395,9 @@ static mo_status take_all(mo_network *n, parcel *p) {
   char *commit = take_copy(p, &length);
   snprintf(n->commit, sizeof n->commit, "%s", commit ? commit : "");
   free(commit);
-  take_numbers(p, &n_files, sizeof n_files);
-  for (int64_t i = 0; !p->broken && i < n_files; i++) MO_TRY(take_file(n, p));
+  take_numbers(p, numbers, sizeof numbers);
+  if (numbers[1]) atomic_store(&n->answered, true);
+  for (int64_t i = 0; !p->broken && i < numbers[0]; i++) MO_TRY(take_file(n, p));
   return MO_OK;
 }
 

@@ -63,6 +63,10 @@ struct mo_network {
   atomic_bool answered; /* a server did, once */
   atomic_llong received;
 
+  void (*tell)(const char *line); /* NULL: nobody */
+  char waiting[400];              /* what a read waits with and why, "": nothing is known */
+  double again_at;                /* when it asks again */
+
   char *cache_folder; /* engine.cache, NULL or "": none */
   char *cache;        /* the model's folder in it */
   atomic_bool cache_ends;
@@ -104,6 +108,7 @@ typedef struct {
   bool failed;      /* the transfer did not come to its end: `trouble` says why */
   bool hopeless;    /* and never will */
   bool unreachable; /* no connection */
+  bool proxy;       /* a proxy refused to make one */
   mo_answer answer;
   int64_t got;
   int64_t answered_from, answered_end, total; /* of Content-Range, else -1 */
@@ -118,6 +123,11 @@ typedef struct {
 /* MO_STOPPED: interrupted. Whatever the server answers is MO_OK. */
 MO_CHECKED mo_status mo_network_exchange(mo_network *network, mo_exchange *x);
 void mo_network_connections_free(mo_network *network);
+/* The hub asks all of a rank's readers to wait; how long they still have to. */
+void mo_network_hold(mo_network *network, double seconds);
+double mo_network_held(mo_network *network);
+/* What a read waits with for so long, to be told. why NULL: bytes have come. */
+void mo_network_note_wait(mo_network *network, const char *path, const char *why, double seconds);
 /* Wait; MO_STOPPED: interrupted. */
 MO_CHECKED mo_status mo_network_nap(const mo_network *network, double seconds);
 
@@ -144,8 +154,10 @@ void mo_network_cache_read(mo_network *network, mo_network_file_state *file, int
 bool mo_network_cache_whole(mo_network *network, mo_network_file_state *file, char **text, int64_t *bytes);
 void mo_network_cache_write(mo_network *network, mo_network_file_state *file, int64_t offset, int64_t bytes,
                             const void *data);
-/* What an earlier run noted of a file of this commit. */
+/* What an earlier run noted of a file of this commit; not of config.json, which every model has. */
 bool mo_network_cache_knows_missing(mo_network *network, const mo_network_file_state *file);
+/* The folder that has such a note, NULL: none has. */
+const char *mo_network_cache_note(mo_network *network, const char *name);
 void mo_network_cache_note_missing(mo_network *network, const mo_network_file_state *file);
 
 /* --- for the checkpoint --- */

@@ -74,6 +74,19 @@ static bool make_folders(const char *path) {
   return mkdir(part, 0777) == 0 || errno == EEXIST;
 }
 
+static void end_cache(mo_network *n, const char *why) {
+  pthread_mutex_lock(&n->lock);
+  if (!atomic_exchange(&n->cache_ends, true))
+    snprintf(n->cache_trouble, sizeof n->cache_trouble, "%s (engine.cache, %.160s)", why, n->cache);
+  pthread_mutex_unlock(&n->lock);
+}
+
+static void cannot_write(mo_network *n, int error) {
+  char why[120];
+  snprintf(why, sizeof why, "%.60s, nothing more is kept", strerror(error));
+  end_cache(n, why);
+}
+
 mo_status mo_network_cache_open(mo_network *n, const char *folder) {
   char key[1200];
   if (!folder || !folder[0]) return MO_OK;
@@ -90,8 +103,13 @@ mo_status mo_network_cache_open(mo_network *n, const char *folder) {
   if (!n->cache) return MO_FAILED;
   snprintf(n->cache, size, "%s/%s", folder, key);
   if (make_folders(n->cache) && access(n->cache, W_OK | X_OK) == 0) return MO_OK;
+  int error = errno;
+  if (access(n->cache, R_OK | X_OK) == 0) {
+    cannot_write(n, error);
+    return MO_OK;
+  }
   return MO_FAIL(MO_INVALID, "cannot write to the folder: %s (engine.cache, %s): give one that can be written",
-                 strerror(errno), folder);
+                 strerror(error), folder);
 }
 
 /* --- what is there --- */
@@ -235,13 +253,6 @@ bool mo_network_cache_whole(mo_network *n, mo_network_file_state *file, char **t
 
 /* --- writing --- */
 
-static void end_cache(mo_network *n, const char *why) {
-  pthread_mutex_lock(&n->lock);
-  if (!atomic_exchange(&n->cache_ends, true))
-    snprintf(n->cache_trouble, sizeof n->cache_trouble, "%s (engine.cache, %.160s)", why, n->cache);
-  pthread_mutex_unlock(&n->lock);
-}
-
 static bool has_room(const char *folder, int64_t bytes) {
   struct statvfs system;
   if (statvfs(folder, &system) != 0) return true; /* the write will tell */
@@ -289,9 +300,7 @@ void mo_network_cache_write(mo_network *n, mo_network_file_state *file, int64_t 
   }
   errno = 0;
   if (!make_folders(folder.text) || !write_range(folder.text, &t, data)) {
-    char why[120];
-    snprintf(why, sizeof why, "%.60s, nothing more is kept", strerror(errno));
-    end_cache(n, why);
+    cannot_write(n, errno);
     return;
   }
   pthread_mutex_lock(&file->lock);
@@ -301,17 +310,25 @@ void mo_network_cache_write(mo_network *n, mo_network_file_state *file, int64_t 
 
 /* --- files that a commit has not --- */
 
+/* false: such a note is not kept, as one that was wrong would spoil the cache for good. */
+static bool name_note(const mo_network *n, const mo_network_file_state *file, path_text *path) {
+  if (!n->cache || !n->repository || strcmp(file->name, "config.json") == 0) return false;
+  return snprintf(path->text, sizeof path->text, "%s/%s.missing", n->cache, file->name) < (int)sizeof path->text;
+}
+
 bool mo_network_cache_knows_missing(mo_network *n, const mo_network_file_state *file) {
   path_text path;
-  if (!n->cache || !n->repository) return false;
-  return snprintf(path.text, sizeof path.text, "%s/%s.missing", n->cache, file->name) < (int)sizeof path.text &&
-         access(path.text, F_OK) == 0;
+  return name_note(n, file, &path) && access(path.text, F_OK) == 0;
+}
+
+const char *mo_network_cache_note(mo_network *n, const char *name) {
+  mo_network_file_state *file = mo_network_entry(n, name);
+  return file && file->missing && mo_network_cache_knows_missing(n, file) ? n->cache : NULL;
 }
 
 void mo_network_cache_note_missing(mo_network *n, const mo_network_file_state *file) {
   path_text path;
-  if (!n->cache || !n->repository) return;
-  if (snprintf(path.text, sizeof path.text, "%s/%s.missing", n->cache, file->name) >= (int)sizeof path.text) return;
+  if (atomic_load(&n->cache_ends) || !name_note(n, file, &path)) return;
   int fd = open(path.text, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
   if (fd >= 0) close(fd);
 }

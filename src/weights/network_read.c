@@ -11,7 +11,9 @@
 #define LONGEST_WAIT 30.0
 #define PATIENCE_WITH_NOBODY 15.0 /* where no server has answered yet: more likely the address is wrong */
 
-enum { MOST_HOPS = 6, MOST_WRONG = 4, MOST_REFUSED = 8 };
+#define CHECK_PROXY "check the proxy (http_proxy, https_proxy, no_proxy)"
+
+enum { FEWEST_TRIES = 3, MOST_HOPS = 6, MOST_WRONG = 4, MOST_REFUSED = 8 };
 
 /* A read: of a file of the folder, or of another address of the hub. */
 typedef struct {
@@ -25,7 +27,8 @@ typedef struct {
   char *to;        /* where the byte `at` belongs; of a whole file malloc'ed */
   bool missing;    /* HTTP 404, of a file in a folder that is there */
 
-  double since; /* of the last byte */
+  double since; /* of the last byte, of a whole file the last that had not come before */
+  int64_t most; /* bytes of a whole file that came at once */
   int tries;    /* without a byte, ... */
   int wrong;    /* ... of them answered wrongly */
   int hops;     /* redirects since */
@@ -92,34 +95,22 @@ static double backoff(int tries) {
   return wait * (0.75 + 0.25 * (fraction - (double)(int64_t)fraction)); /* readers that failed together part */
 }
 
-/* The hub asks all of a rank's readers to wait. */
-static void hold(mo_network *n, double seconds) {
-  double until = mo_seconds() + seconds;
-  pthread_mutex_lock(&n->lock);
-  if (until > n->hold_until) n->hold_until = until;
-  pthread_mutex_unlock(&n->lock);
-}
-
-static double held(mo_network *n) {
-  pthread_mutex_lock(&n->lock);
-  double seconds = n->hold_until - mo_seconds();
-  pthread_mutex_unlock(&n->lock);
-  return seconds;
-}
-
 /* r->why: what failed. Wait for the next try, or give up. */
 static mo_status wait_and_see(request *r, double at_least) {
   mo_network *n = r->network;
   double patience = n->patience, spent = mo_seconds() - r->since;
+  bool nobody = !atomic_load(&n->answered);
   r->tries++;
-  if (r->x.unreachable && !atomic_load(&n->answered) && patience > PATIENCE_WITH_NOBODY)
-    patience = PATIENCE_WITH_NOBODY;
+  if (nobody && r->tries >= FEWEST_TRIES && patience > PATIENCE_WITH_NOBODY) patience = PATIENCE_WITH_NOBODY;
   double wait = backoff(r->tries), left = patience - spent;
   if (wait < at_least) wait = at_least;
   if (left <= 0)
-    return give_up(
-        r, r->x.unreachable ? "check the address and the network" : "check the network, and run again to go on");
-  return mo_network_nap(n, wait < left ? wait : left);
+    return give_up(r, r->x.proxy                   ? CHECK_PROXY
+                      : nobody || r->x.unreachable ? "check the address and the network"
+                                                   : "check the network, and run again to go on");
+  if (wait > left) wait = left;
+  mo_network_note_wait(n, r->path, r->why, wait);
+  return mo_network_nap(n, wait);
 }
 
 /* An answer that is not an answer: a few times it is taken for an accident. */
@@ -204,17 +195,22 @@ static mo_status send(request *r, const char *url, char etag[static MO_ETAG_BYTE
   r->x.from = r->at;
   r->x.bytes = r->end < 0 ? -1 : r->end - r->at;
   r->x.to = r->to;
-  if (r->x.with_token && held(n) > 0) MO_TRY(mo_network_nap(n, held(n)));
+  if (r->x.with_token && mo_network_held(n) > 0) MO_TRY(mo_network_nap(n, mo_network_held(n)));
   mo_status status = mo_network_exchange(n, &r->x);
   if (r->end < 0) r->to = r->x.to;
   return status;
 }
 
-/* Bytes came: patience begins anew. */
+/* Bytes came: patience begins anew. A whole file comes from its first byte each time: only more of it is progress. */
 static void note_progress(request *r) {
+  bool whole = r->end < 0;
+  r->hops = 0;
+  if (whole && r->x.got <= r->most) return;
+  r->most = r->x.got;
   r->since = mo_seconds();
-  r->tries = r->wrong = r->hops = 0;
-  if (r->end < 0) return; /* a whole file begins again */
+  r->tries = r->wrong = 0;
+  mo_network_note_wait(r->network, NULL, NULL, 0);
+  if (whole) return;
   r->at += r->x.got;
   r->to += r->x.got;
 }
@@ -266,11 +262,11 @@ static mo_status try_again(request *r) {
   if (x->status) {
     snprintf(r->why, sizeof r->why, "the server answers HTTP %d", x->status);
     if (x->with_token && x->retry_after > 0)
-      hold(r->network, x->retry_after < r->network->patience ? x->retry_after : 0);
+      mo_network_hold(r->network, x->retry_after < r->network->patience ? x->retry_after : 0);
   } else {
     snprintf(r->why, sizeof r->why, "%.240s", x->trouble);
   }
-  if (x->hopeless) return give_up(r, "check the address and the certificates of this machine");
+  if (x->hopeless) return give_up(r, x->proxy ? CHECK_PROXY : "check the address and the certificates of this machine");
   return wait_and_see(r, x->retry_after);
 }
 
@@ -407,6 +403,12 @@ mo_status mo_network_fetch_range(mo_network *n, mo_network_file_state *file, int
   return MO_OK;
 }
 
+/* The files that are fetched as a whole are JSON. A page, of a portal for example, must not stay in the cache. */
+static bool is_object(const char *text, int64_t bytes) {
+  while (bytes > 0 && strchr(" \t\r\n", *text)) text++, bytes--;
+  return bytes > 0 && *text == '{';
+}
+
 mo_status mo_network_fetch_whole(mo_network *n, mo_network_file_state *file) {
   file->missing = mo_network_cache_knows_missing(n, file);
   if (file->missing || mo_network_cache_whole(n, file, &file->head, &file->head_bytes)) return MO_OK;
@@ -416,7 +418,7 @@ mo_status mo_network_fetch_whole(mo_network *n, mo_network_file_state *file) {
   mo_status status = run(&r);
   free(r.url);
   file->missing = r.missing;
-  if (r.missing) mo_network_cache_note_missing(n, file);
+  if (r.missing && strcmp(r.x.error_code, "EntryNotFound") == 0) mo_network_cache_note_missing(n, file);
   if (status != MO_OK || r.missing) {
     free(r.to);
     return status;
@@ -424,7 +426,7 @@ mo_status mo_network_fetch_whole(mo_network *n, mo_network_file_state *file) {
   file->head = r.to ? r.to : mo_alloc(1, 1);
   file->head_bytes = file->size = r.x.got;
   if (!file->head) return MO_FAILED;
-  mo_network_cache_write(n, file, 0, file->size, file->head);
+  if (is_object(file->head, file->head_bytes)) mo_network_cache_write(n, file, 0, file->size, file->head);
   return MO_OK;
 }
 

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "moe_outliers/build_info.h"
+#include "moe_outliers/clock.h"
 #include "weights/network.h"
 
 #define BUFFER (128L << 10)    /* more leaves the caches before it is copied to its place */
@@ -198,6 +199,7 @@ static size_t on_body(char *data, size_t size, size_t n, void *context) {
   if (x->answer != MO_ANSWER_FITS || !make_room(t, bytes)) return 0;
   memcpy(x->to + x->got, data, (size_t)bytes);
   x->got += bytes;
+  atomic_fetch_add(&t->network->received, bytes);
   return size * n;
 }
 
@@ -233,6 +235,7 @@ static void set_options(transfer *t, CURL *easy, char *error, struct curl_slist 
   curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, error);
   curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
   curl_easy_setopt(easy, CURLOPT_HEADERDATA, t);
+  curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L); /* a proxy's, which are not the server's answer */
   curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
   curl_easy_setopt(easy, CURLOPT_WRITEDATA, t);
   curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
@@ -263,10 +266,24 @@ static mo_status perform(const mo_network *network, mo_connection *c, CURLcode *
   return status;
 }
 
+/* A port of http; once a server has answered it is rather something on the way to it. */
+static bool speaks_no_tls(mo_network *network, const char *error) {
+  return !atomic_load(&network->answered) &&
+         (strstr(error, "wrong version number") || strstr(error, "unexpected TLS packet"));
+}
+
+/* What a proxy answers that does not make a tunnel: refused once, it always is. */
+static void take_refusal(mo_exchange *x, CURL *easy) {
+  long status = 0;
+  if (x->status || curl_easy_getinfo(easy, CURLINFO_HTTP_CONNECTCODE, &status) != CURLE_OK || status < 300) return;
+  x->proxy = true;
+  x->hopeless = status < 500 && status != 408 && status != 429;
+  snprintf(x->trouble, sizeof x->trouble, "the proxy answers HTTP %ld", status);
+}
+
 static void take_result(transfer *t, CURL *easy, CURLcode code, const char *error) {
   mo_exchange *x = t->x;
   char *redirect = NULL;
-  atomic_fetch_add(&t->network->received, x->got);
   if (x->status) atomic_store(&t->network->answered, true);
   if (x->status >= 300 && x->status < 400 && curl_easy_getinfo(easy, CURLINFO_REDIRECT_URL, &redirect) == CURLE_OK &&
       redirect)
@@ -278,8 +295,10 @@ static void take_result(transfer *t, CURL *easy, CURLcode code, const char *erro
   x->unreachable =
       code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_COULDNT_CONNECT;
   x->hopeless = code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE ||
-                code == CURLE_URL_MALFORMAT || code == CURLE_UNSUPPORTED_PROTOCOL || code == CURLE_SSL_CIPHER;
+                code == CURLE_URL_MALFORMAT || code == CURLE_UNSUPPORTED_PROTOCOL || code == CURLE_SSL_CIPHER ||
+                (code == CURLE_SSL_CONNECT_ERROR && speaks_no_tls(t->network, error));
   snprintf(x->trouble, sizeof x->trouble, "%.190s", error[0] ? error : curl_easy_strerror(code));
+  take_refusal(x, easy);
 }
 
 mo_status mo_network_exchange(mo_network *network, mo_exchange *x) {
@@ -289,7 +308,7 @@ mo_status mo_network_exchange(mo_network *network, mo_exchange *x) {
   CURLcode code;
   forget_answer(x);
   x->got = 0;
-  x->failed = x->hopeless = x->unreachable = false;
+  x->failed = x->hopeless = x->unreachable = x->proxy = false;
   x->answer = MO_ANSWER_FITS;
   x->redirect = NULL;
   x->trouble[0] = '\0';
@@ -310,6 +329,32 @@ mo_status mo_network_exchange(mo_network *network, mo_exchange *x) {
   else
     free_connection(c);
   return status == MO_OK && t.out_of_memory ? MO_FAILED : status;
+}
+
+/* --- waiting --- */
+
+void mo_network_hold(mo_network *n, double seconds) {
+  double until = mo_seconds() + seconds;
+  pthread_mutex_lock(&n->lock);
+  if (until > n->hold_until) n->hold_until = until;
+  pthread_mutex_unlock(&n->lock);
+}
+
+double mo_network_held(mo_network *n) {
+  pthread_mutex_lock(&n->lock);
+  double seconds = n->hold_until - mo_seconds();
+  pthread_mutex_unlock(&n->lock);
+  return seconds;
+}
+
+void mo_network_note_wait(mo_network *n, const char *path, const char *why, double seconds) {
+  pthread_mutex_lock(&n->lock);
+  if (why)
+    snprintf(n->waiting, sizeof n->waiting, "%.200s: %.190s", path, why);
+  else
+    n->waiting[0] = '\0';
+  n->again_at = mo_seconds() + seconds;
+  pthread_mutex_unlock(&n->lock);
 }
 
 mo_status mo_network_nap(const mo_network *network, double seconds) {

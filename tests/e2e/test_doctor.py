@@ -92,6 +92,12 @@ def test_well(tmp_path, ranks):
     assert said.launch == f"{launcher}{helpers.program()} run {tmp_path}/r.cfg"
 
 
+def test_says_nothing_on_stderr(tmp_path):
+    """MPI's own words neither: of a process alone it has no folder for them."""
+    done = helpers.run(command(tmp_path), env=helpers.quick())
+    assert done.stderr == "" and "ok     MPI-IO" in done.stdout
+
+
 def test_launch_line_is_quoted(tmp_path):
     folder = tmp_path / "it's here"
     said = diagnose(folder, more=["-s", "analysis.threshold=5.0"])

@@ -4,11 +4,17 @@ strangers, errors that say what to do, the cache."""
 # cores: 1
 
 import concurrent.futures
+import contextlib
+import http.server
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
+import threading
 import time
 
 import h5py
@@ -294,6 +300,139 @@ def test_missing_files_say_how_to_get_them(tmp_path):
         done = helpers.run(["run", path, "-s", override, *more], check=False, env=helpers.quick())
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr
 
+# --- hopeless, or waiting: said, and soon ---
+
+
+class Proxy:
+    """Answers each CONNECT with the status; after a 200 it is a tunnel."""
+
+    def __init__(self, status):
+        self.status, self.server = status, socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.asked = 0
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self.serve, args=(self.server.accept()[0],), daemon=True).start()
+
+    def serve(self, client):
+        with contextlib.suppress(OSError), client:
+            host, port = client.recv(65536).split()[1].decode().split(":")
+            self.asked += 1
+            client.sendall(f"HTTP/1.1 {self.status} Whatever\r\nX-Error-Code: GatedRepo\r\n\r\n".encode())
+            if self.status != 200:
+                return
+            with socket.create_connection((host, int(port))) as server:
+                threading.Thread(target=self.pump, args=(server, client), daemon=True).start()
+                self.pump(client, server)
+
+    @staticmethod
+    def pump(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def distrusted_server(folder):
+    """https://... of a server whose certificate nobody signed."""
+    files = [folder / "key.pem", folder / "certificate.pem"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", files[0], "-out", files[1]],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        server.handle_error = lambda *_: None
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def plan(folder, hub, env=None, patience=600.0):
+    """(the plan, its seconds): it asks for config.json alone."""
+    begin = time.monotonic()
+    args = ["plan", config(folder, engine={"network_patience": patience})]
+    done = helpers.run(args, check=False, env=variables(hub) | (env or {}), timeout=60)
+    return done, time.monotonic() - begin
+
+
+@pytest.mark.parametrize("kind", ("no TLS", "proxy", "tunnel"))
+def test_hopeless(tmp_path, hub, kind):
+    """One line at once, whatever the patience; a proxy's answers are not the server's."""
+    secure = hub.endpoint.replace("http:", "https:")
+    if kind == "no TLS":
+        done, seconds = plan(tmp_path, hub, {"HF_ENDPOINT": secure})
+        expected = "check the address and the certificates of this machine"
+    elif kind == "proxy":
+        proxy = Proxy(403)
+        done, seconds = plan(tmp_path, hub, {"HF_ENDPOINT": secure, "https_proxy": proxy.address, "no_proxy": ""})
+        expected = "the proxy answers HTTP 403: check the proxy (http_proxy, https_proxy, no_proxy)"
+        assert proxy.asked == 1
+    else:
+        if not shutil.which("openssl"):
+            pytest.skip("there is no openssl")
+        with distrusted_server(tmp_path) as address:
+            proxy = Proxy(200)
+            env = {"HF_ENDPOINT": address, "https_proxy": proxy.address, "no_proxy": ""}
+            done, seconds = plan(tmp_path / "run", hub, env)
+        expected = "check the address and the certificates of this machine"
+        assert proxy.asked == 1
+    assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert seconds < 3 * helpers.SLOW and not hub.requests()
+
+
+def cut_for_ever(folder):
+    """A small file that never comes whole is no progress."""
+    with hub_server.Hub(tokens=[TOKEN]) as hub:
+        hub.add("org/model", MODEL)
+        hub.rule("GET hub .*config.json", cut=100)
+        done, seconds = plan(folder, hub, patience=3.0)
+        expected = r"cannot read hf://org/model/config.json: .*, \d+ times in 3 s: "
+        assert done.returncode == 2 and re.search(expected, done.stderr), done.stderr
+        assert seconds < 8 * helpers.SLOW and len(hub.requests("config.json")) < 30
+
+
+def busy_for_long(folder):
+    """The wait is told, with what the hub said."""
+    with hub_server.Hub(tokens=[TOKEN]) as hub:
+        hub.add("org/model", MODEL)
+        hub.rule("api/models", status=429, headers={"Retry-After": "7"}, times=1)
+        done, _ = plan(folder, hub)
+        (line,) = done.stderr.splitlines()
+        expected = "waiting for hf://org/model: the server answers HTTP 429, asked again in [123] s"
+        assert done.returncode == 0 and re.fullmatch("moe-outliers: note: " + expected, line), line
+
+
+def silent_for_long(folder):
+    with hub_server.Hub(tokens=[TOKEN]) as hub:
+        hub.add("org/model", MODEL)
+        hub.rule("api/models", latency=6)
+        done, _ = plan(folder, hub)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 0
+        assert re.fullmatch("moe-outliers: note: waiting for hf://org/model: no answer for [56] s", line), line
+
+
+def test_waiting_is_told(tmp_path):
+    """Side by side, as they only wait."""
+    cases = (cut_for_ever, busy_for_long, silent_for_long)
+    with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+        list(pool.map(lambda case: case(tmp_path / case.__name__), cases))
+
+
+@pytest.mark.parametrize("path", ("HF://org/model", "hf:/org/model", "Https://host/model"))
+def test_address_spelt_wrong(tmp_path, path):
+    done = helpers.run(["run", config(tmp_path, path)], check=False, env=helpers.quick())
+    assert done.returncode == 2 and f"({path}): if that is to be an address, write hf://OWNER/NAME or" in done.stderr
+
 
 # --- stopped and continued ---
 
@@ -418,6 +557,46 @@ def test_cache_that_cannot_be(tmp_path, hub):
     (tmp_path / "file").write_text("")
     done, _ = run(tmp_path / "run", hub, check=False, cache=tmp_path / "file" / "cache")
     assert done.returncode == 2 and "cannot write to the folder: Not a directory (engine.cache, " in done.stderr
+
+def test_cache_forgets_a_wrong_answer(tmp_path, hub, local):
+    """Of a portal on the way, once: neither that a file is missing nor a page stays."""
+    cache, path = tmp_path / "cache", f"hf://org/model@{hub.commit}"
+    hub.rule("GET hub .*config.json", status=404, times=1)
+    hub.rule("GET hub .*index.json", status=404, times=1)
+    done, _ = run(tmp_path / "first", hub, path=path, cache=cache, check=False)
+    assert done.returncode == 2 and "there is no config.json (hf://org/model" in done.stderr
+    done, _ = run(tmp_path / "second", hub, path=path, cache=cache, check=False)
+    assert done.returncode == 2 and "there is neither model.safetensors.index.json nor model.safetensors" in done.stderr
+    done, found = run(tmp_path / "third", hub, path=path, cache=cache)
+    helpers.assert_same(found, local)
+    assert " inf " not in done.stderr
+
+
+def test_cache_says_what_is_missing(tmp_path, hub):
+    """What the hub itself said is kept, and the message says where."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_bytes((MODEL / "config.json").read_bytes())
+    commit = hub.add("org/none", tmp_path / "none")
+    for _ in range(2):
+        done, _ = run(tmp_path / "run", hub, path=f"hf://org/none@{commit}", cache=tmp_path / "cache", check=False)
+        note = f"{tmp_path}/cache/org-none@{commit}/model.safetensors.index.json.missing (engine.cache) says"
+        assert done.returncode == 2 and note in done.stderr, done.stderr
+    assert len(hub.requests("index.json")) == 1
+
+
+def test_cache_that_is_read_only(tmp_path, hub, local):
+    """A complete one serves; one without the model is refused."""
+    path = f"hf://org/model@{hub.commit}"
+    with helpers.small_disk(tmp_path / "disk", "64m"):
+        cache = tmp_path / "disk" / "cache"
+        run(tmp_path / "first", hub, path=path, cache=cache)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        hub.forget()
+        done, found = run(tmp_path / "again", hub, path=path, cache=cache)
+        helpers.assert_same(found, local)
+        assert not hub.requests() and "note: Read-only file system, nothing more is kept (engine.cache, " in done.stderr
+        done, _ = run(tmp_path / "none", hub, path="hf://org/absent@" + 40 * "0", cache=cache, check=False)
+        assert done.returncode == 2 and "cannot write to the folder: Read-only file system" in done.stderr
 
 
 # --- plan and doctor ---
