@@ -265,17 +265,16 @@ mo_status pod_api_create(pod_http *http, const pod_order *order, char id[64], bo
   mo_status status = body ? MO_OK : MO_FAIL(MO_FAILED, "out of memory (order of a pod): free some memory");
   if (status == MO_OK) status = pod_http_call(http, "POST", call + 5, body, true, &answer);
   json_decref(body);
+  *lost = answer.lost; /* also where Ctrl-C came before the answer */
   if (status != MO_OK) return status;
   if (detail) snprintf(detail, 512, "%s", answer.detail);
   const char *made = json_string_value(json_object_get(answer.body, "id"));
   if (answer.status == 200 || answer.status == 201) {
     *lost = !made || !*made || strlen(made) >= 64; /* it is there, but which one it is was not said */
     if (!*lost) snprintf(id, 64, "%s", made);
-  } else if (answer.lost) {
-    *lost = true;
-  } else if (answer.status == 400 || answer.status == 403) {
+  } else if (!answer.lost && (answer.status == 400 || answer.status == 403)) {
     *none = true;
-  } else {
+  } else if (!answer.lost) {
     status = pod_api_refused(&answer, call);
   }
   pod_answer_free(&answer);
@@ -303,6 +302,18 @@ static mo_status is_there(pod_http *http, const char *id, bool cluster, bool *th
   return MO_OK;
 }
 
+/* One that stays to be told of as TERMINATED is gone if the list has it no more. */
+static bool is_terminated(pod_http *http, const char *id) {
+  pod_pod pod, *pods = NULL;
+  int n = 0;
+  bool found = false, listed = false;
+  bool known = pod_api_pod(http, id, &pod, &found) == MO_OK && pod_api_pods(http, &pods, &n) == MO_OK;
+  mo_error_clear();
+  for (int i = 0; i < n; i++) listed = listed || (strcmp(pods[i].id, id) == 0 && pods[i].state != POD_TERMINATED);
+  free(pods);
+  return known && (!found || pod.state == POD_TERMINATED) && !listed;
+}
+
 mo_status pod_api_end(pod_http *http, const char *id, bool cluster) {
   const double patience = pod_seconds_of("MOE_POD_PATIENCE", 300);
   double deadline = mo_seconds() + patience;
@@ -318,6 +329,7 @@ mo_status pod_api_end(pod_http *http, const char *id, bool cluster) {
   MO_TRY(status);
   for (double wait = 0.2; there; wait = wait < 4 ? 2 * wait : wait) {
     MO_TRY(is_there(http, id, cluster, &there));
+    if (there && mo_seconds() + wait > deadline && !cluster && is_terminated(http, id)) return MO_OK;
     if (there && mo_seconds() + wait > deadline)
       return MO_FAIL(MO_FAILED,
                      "still there %.3g s after it was deleted (%s %s): give moe-pod terminate %s again, and look at "

@@ -58,9 +58,27 @@ static mo_status redact_error(const pod_settings *settings, mo_status status) {
   return MO_FAIL(status, "%s", message);
 }
 
+/* The error stays as it is. */
+static mo_status tell_what_runs(const pod_settings *settings, mo_status status) {
+  char message[2048];
+  snprintf(message, sizeof message, "%s", mo_error_message());
+  pod_say_what_runs(settings);
+  if (status != MO_OK && strcmp(message, mo_error_message()) == 0) return status;
+  mo_error_clear();
+  return status == MO_OK ? MO_OK : MO_FAIL(status, "%s", message);
+}
+
+/* Where the settings make no sense the ledger may still be found. */
+static mo_status tell_without_settings(mo_status status) {
+  char *state = getenv("MOE_POD_STATE"), otherwise[] = ".moe-pod";
+  const pod_settings settings = {.state = state && *state ? state : otherwise};
+  return tell_what_runs(&settings, status);
+}
+
 static mo_status run_command(const pod_command *command, const pod_options *options) {
   pod_settings settings;
-  MO_TRY(pod_settings_read(&settings));
+  mo_status read = pod_settings_read(&settings);
+  if (read != MO_OK) return tell_without_settings(read);
   if (settings.warning[0]) pod_say(&settings, "%s", settings.warning);
   mo_status status = MO_OK;
   if (command->needs_key && !settings.api_key)
@@ -68,6 +86,7 @@ static mo_status run_command(const pod_command *command, const pod_options *opti
   pod_catch_signals();
   if (status == MO_OK) status = command->run(&settings, options);
   if (status != MO_OK) status = redact_error(&settings, status);
+  status = tell_what_runs(&settings, status);
   pod_settings_free(&settings);
   return status;
 }

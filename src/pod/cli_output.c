@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include "pod/commands.h"
+#include "pod/ledger_json.h"
+#include "pod/life.h"
 
 static char *format_text(const char *format, va_list args) {
   char *text = NULL;
@@ -25,6 +27,7 @@ void pod_say(const pod_settings *settings, const char *format, ...) {
   va_end(args);
   if (!text) return;
   pod_redact(settings, text);
+  pod_clean(text);
   pthread_mutex_lock(&lock);
   fprintf(stderr, "moe-pod: %s\n", text);
   fflush(stderr);
@@ -32,8 +35,58 @@ void pod_say(const pod_settings *settings, const char *format, ...) {
   free(text);
 }
 
+/* --- what is running --- */
+
+enum { MOST_SAID = 256 };
+static struct {
+  pthread_mutex_t mutex;
+  char ids[MOST_SAID][64];
+  int n;
+} said = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+/* Whether it was there; it is from now on. */
+static bool add_said(const char *id) {
+  bool found = false;
+  pthread_mutex_lock(&said.mutex);
+  for (int i = 0; i < said.n && !found; i++) found = strcmp(said.ids[i], id) == 0;
+  if (!found && said.n < MOST_SAID) snprintf(said.ids[said.n++], sizeof said.ids[0], "%s", id);
+  pthread_mutex_unlock(&said.mutex);
+  return found;
+}
+
+void pod_note_ended(const char *id) { (void)add_said(id); }
+
+/* One whose time is over has most likely been ended by its watchdog. */
+void pod_say_run(const pod_settings *settings, const pod_run *run) {
+  double over = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 300);
+  if (!run->id[0] && run->created > 0 && !add_said(run->name))
+    pod_say(settings,
+            "a pod named %s may have been created for %s: `moe-pod list` shows it, the same command goes on with it",
+            run->name, run->key);
+  if (!run->id[0] || pod_ended_by_hand(settings, run->id)) return;
+  if (pod_now() < over)
+    pod_say_running(settings, run->id, run->name, run->price);
+  else if (!add_said(run->id))
+    pod_say(settings, "its time is over, but nobody has seen it end: %s (%s), $%.2f per hour; moe-pod terminate %s",
+            run->id, run->name, run->price, run->id);
+}
+
+void pod_say_what_runs(const pod_settings *settings) {
+  pod_ledger *ledger = NULL;
+  pod_run *runs = NULL;
+  int n = 0;
+  bool busy = false;
+  /* What cannot be read was the command's to complain of. */
+  if (pod_ledger_busy(settings, &busy) == MO_OK && !busy && pod_ledger_open(&ledger, settings, false) == MO_OK &&
+      pod_ledger_all(ledger, &runs, &n) == MO_OK)
+    for (int i = 0; i < n; i++) pod_say_run(settings, &runs[i]);
+  free(runs);
+  pod_ledger_close(ledger);
+}
+
 void pod_say_running(const pod_settings *settings, const char *id, const char *name, double price) {
   char cost[48] = "price unknown";
+  if (add_said(id)) return;
   if (price > 0) snprintf(cost, sizeof cost, "$%.2f per hour", price);
   pod_say(settings, "still running: %s (%s), %s; it is ended by: moe-pod terminate %s", id, name, cost, id);
 }

@@ -1,6 +1,7 @@
 /* Ctrl-C: the first asks the command to come to an end, the second ends the process. */
 #include <signal.h>
 #include <stddef.h>
+#include <unistd.h>
 
 #include "pod/cli.h"
 #include "pod/commands.h"
@@ -8,7 +9,9 @@
 volatile bool pod_stop;
 
 static void on_signal(int number) {
+  static const char text[] = "moe-pod: pods may be left running: moe-pod list shows them\n";
   if (pod_stop && number == SIGINT) {
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) (void)signal(SIGINT, SIG_DFL); /* said or not, it ends */
     (void)signal(SIGINT, SIG_DFL);
     (void)raise(SIGINT);
   }

@@ -65,7 +65,9 @@ static const char GPUS[] =
   "      --max-hours HOURS         of a pod's life, kept by a watchdog on the pod too (default: "                      \
   "deployment.max_hours)\n"                                                                                            \
   "      --slurm                   several pods: a cluster with Slurm, in place of plain MPI\n"                        \
-  "      --keep                    leave the pod running when the run is over (it is paid until it is terminated)\n"   \
+  "      --keep                    leave the pod running when the run is over (it is paid until it is terminated, "    \
+  "or\n"                                                                                                               \
+  "                                ends itself: an hour after its run, MOE_POD_GRACE, or at its deadline)\n"           \
   "      --terminate-on-interrupt  Ctrl-C ends the pods; without it they go on, and the same command goes on with "    \
   "them\n"                                                                                                             \
   "  -n, --dry-run                 say what would be done; nothing is created\n"                                       \
@@ -192,7 +194,8 @@ static const char CLEANUP[] =
     "Usage: moe-pod cleanup [--yes] [--dry-run] [--json]\n"
     "Finds every pod and cluster whose name begins with moe-outliers- and that is in no live run, and ends it after "
     "asking.\n"
-    "A run is live while a moe-pod that drives it is running here, or until its deadline.\n"
+    "A run is live while a moe-pod that drives it is running here, or until its deadline. Only runs that were started\n"
+    "from this folder (MOE_POD_STATE) are known: pods of live runs of another folder or machine are ended as well.\n"
     "\n"
     "Options:\n"
     "  -y, --yes      do not ask\n"

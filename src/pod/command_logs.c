@@ -1,5 +1,5 @@
 /* moe-pod logs KEY [-f]: what the run's pod has written. Copied from the pod by the process that drives the run,
- * else by this one. */
+ * else asked of the pod. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 #include "pod/life.h"
 
-enum { N_LOGS = 4 };
+enum { N_STEPS = 3, N_LOGS = 4 }; /* of the latter the last is no step's */
 static const char *const names[N_LOGS] = {"setup", "fetch", "run", "container"};
 
 typedef struct {
@@ -48,9 +48,13 @@ static mo_status print_news(reader *r) {
 }
 
 /* Whether the run's pod is there. */
-static bool is_live(pod_ledger *ledger, const char *key) {
+static mo_status look(const pod_settings *settings, const char *key, bool *live) {
+  pod_ledger *ledger = NULL;
   pod_run run;
-  return pod_ledger_get(ledger, key, &run) && run.id[0] && run.port > 0 && run.remote[0] && run.step < STEP_BROUGHT;
+  MO_TRY(pod_ledger_open(&ledger, settings, false));
+  *live = pod_ledger_get(ledger, key, &run) && run.id[0] && run.port > 0 && run.remote[0] && run.step < STEP_BROUGHT;
+  pod_ledger_close(ledger);
+  return MO_OK;
 }
 
 static mo_status nap(double seconds) {
@@ -71,23 +75,31 @@ static mo_status follow_driver(const pod_settings *settings, reader *r, bool *dr
   return print_news(r);
 }
 
-static mo_status copy_logs(const pod_settings *settings, const pod_options *options, reader *r, const char *key) {
+/* Nobody does: this process asks the pod, until no step runs there, or somebody comes. It changes nothing. */
+static mo_status ask_pod(const pod_settings *settings, const pod_options *options, reader *r, const char *key,
+                         bool *driven) {
   pod_ledger *ledger = NULL;
   pod_life *life = mo_alloc(1, sizeof *life);
   if (!life) return MO_FAILED;
-  mo_status status = pod_ledger_open(&ledger, settings, true);
-  if (status == MO_OK && is_live(ledger, key)) {
-    status = pod_life_open_key(life, settings, options, ledger, key);
-    if (status == MO_OK) status = pod_life_find_logs(life);
-    life->hurried = true;
-    while (status == MO_OK) {
-      status = pod_life_bring_logs(life);
-      if (status == MO_OK) status = print_news(r);
-      if (!options->follow || pod_stop) break;
-      if (status == MO_OK) status = nap(pod_life_poll());
+  mo_status status = pod_ledger_open(&ledger, settings, false);
+  if (status == MO_OK) status = pod_life_open_key(life, settings, options, ledger, key);
+  bool running = status == MO_OK;
+  if (running) status = pod_path(life->logs, "%s/%s", life->folder, life->run.id);
+  if (strcmp(life->run.id, r->pod) != 0) memset(r->offset, 0, sizeof r->offset);
+  life->hurried = true;
+  while (status == MO_OK && running && !*driven) {
+    running = false;
+    for (int i = 0; status == MO_OK && i < N_STEPS; i++) {
+      bool runs = false;
+      status = pod_life_print_log(life, names[i], &r->offset[i], &runs);
+      running = running || runs;
     }
-    if (life->ledger) pod_life_close(life);
+    if (fflush(stdout) != 0) status = MO_FAIL(MO_FAILED, "cannot print the log (stdout): make room there");
+    if (!options->follow || pod_stop) break;
+    if (status == MO_OK && running) status = nap(pod_life_poll());
+    if (status == MO_OK && running) status = pod_ledger_busy(settings, driven);
   }
+  if (life->ledger) pod_life_close(life);
   free(life);
   pod_ledger_close(ledger);
   return status;
@@ -97,17 +109,22 @@ mo_status pod_command_logs(const pod_settings *settings, const pod_options *opti
   char key[64];
   reader r = {.pod = ""};
   pod_ledger *ledger = NULL;
-  bool busy = false;
+  bool busy = false, live = false;
   MO_TRY(pod_ledger_open(&ledger, settings, false));
   mo_status status = pod_find_key(ledger, options->names[0], key);
-  bool live = status == MO_OK && is_live(ledger, key);
   pod_ledger_close(ledger);
   MO_TRY(status);
   MO_TRY(pod_path(r.folder, "%s/runs/%s/last", settings->state, key));
   MO_TRY(pod_ledger_busy(settings, &busy));
   MO_TRY(print_news(&r));
   if (busy && options->follow) MO_TRY(follow_driver(settings, &r, &busy));
-  if (!busy && live && !pod_stop) MO_TRY(copy_logs(settings, options, &r, key));
-  if (!r.pod[0]) pod_say(settings, "%s: no pod has written anything yet", key);
+  MO_TRY(look(settings, key, &live));
+  while (!busy && live && !pod_stop) {
+    MO_TRY(ask_pod(settings, options, &r, key, &busy));
+    if (!busy) break;
+    MO_TRY(follow_driver(settings, &r, &busy));
+    MO_TRY(look(settings, key, &live));
+  }
+  if (!r.pod[0] && !live) pod_say(settings, "%s: no pod has written anything yet", key);
   return MO_OK;
 }

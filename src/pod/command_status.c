@@ -19,7 +19,7 @@ static bool is_named(const pod_options *options, const char *key) {
 
 /* A pod whose driver has gone is asked about by nobody: it costs until now, or until its watchdog has ended it. */
 static double cost_of(const pod_run *run, bool busy) {
-  double now = pod_now(), end = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 60);
+  double now = pod_now(), end = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 300);
   return pod_run_cost(run, busy || now < end ? now : end);
 }
 
@@ -100,6 +100,17 @@ static mo_status show_table(const pod_settings *settings, const pod_options *opt
   return pod_table_print(&table);
 }
 
+static mo_status check_names(const pod_options *options, const pod_run *runs, int n) {
+  for (int i = 0; i < options->n_names; i++) {
+    bool known = false;
+    for (int k = 0; k < n; k++) known = known || pod_is_meant(options->names[i], runs[k].key);
+    if (!known)
+      return MO_FAIL(MO_INVALID, "no run is known by that name (%s): `moe-pod status` shows those that are",
+                     options->names[i]);
+  }
+  return MO_OK;
+}
+
 /* One look; *over: nothing is going on any more. */
 static mo_status look(const pod_settings *settings, const pod_options *options, bool *over) {
   pod_ledger *ledger = NULL;
@@ -109,6 +120,7 @@ static mo_status look(const pod_settings *settings, const pod_options *options, 
   MO_TRY(pod_ledger_busy(settings, &busy));
   MO_TRY(pod_ledger_open(&ledger, settings, false));
   mo_status status = pod_ledger_all(ledger, &runs, &n);
+  if (status == MO_OK) status = check_names(options, runs, n);
   for (int i = 0; status == MO_OK && i < n; i++) live = live || runs[i].id[0] || runs[i].created > 0;
   if (status == MO_OK)
     status = options->json ? show_json(settings, options, runs, n, busy) : show_table(settings, options, runs, n, busy);

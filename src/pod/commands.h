@@ -44,8 +44,15 @@ MO_CHECKED mo_status pod_command_fetch(const pod_settings *settings, const pod_o
 
 /* One line "moe-pod: ..." on stderr, redacted, without control characters; whole lines from any thread. */
 void pod_say(const pod_settings *settings, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Says that a pod or cluster is still running: its id, its price, the command that ends it. price 0: unknown. */
+/* Says that a pod or cluster is still running: its id, its price, the command that ends it; once. price 0: unknown. */
 void pod_say_running(const pod_settings *settings, const char *id, const char *name, double price);
+/* It was ended by this process, and is not said to be running whatever the ledger has of it. */
+void pod_note_ended(const char *id);
+/* What a run has running, or may have, if anything. */
+void pod_say_run(const pod_settings *settings, const pod_run *run);
+/* At the end of any command: says which pods of the ledger are running that nothing was said of yet, unless another
+ * process drives the runs. */
+void pod_say_what_runs(const pod_settings *settings);
 /* Prints JSON and a newline to stdout; takes the reference, NULL is out of memory. */
 MO_CHECKED mo_status pod_print_json(json_t *json);
 

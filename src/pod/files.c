@@ -26,8 +26,9 @@ mo_status pod_make_folders(const char *path) {
     char end = *c;
     *c = '\0';
     struct stat info;
-    if (mkdir(part, 0700) != 0 && (stat(part, &info) != 0 || !S_ISDIR(info.st_mode)))
-      return MO_FAIL(MO_FAILED, "cannot make the folder (%s): %s: choose another place", part, strerror(errno));
+    int error = mkdir(part, 0700) == 0 ? 0 : errno;
+    if (error && (stat(part, &info) != 0 || !S_ISDIR(info.st_mode)))
+      return MO_FAIL(MO_FAILED, "cannot make the folder (%s): %s: choose another place", part, strerror(error));
     if (!end) return MO_OK;
     *c = end;
   }

@@ -39,6 +39,7 @@ typedef struct {
   double until;                   /* a stream is left then; 0: read to its end */
   int garbage;                    /* answers without JSON so far */
   bool is_get;                    /* Ctrl-C ends it, and it must bring JSON */
+  bool cut;                       /* Ctrl-C has ended it after it was sent */
 } attempt;
 
 /* --- libcurl's callbacks --- */
@@ -324,6 +325,7 @@ static mo_status attempts(attempt *a, const char *method, const char *url, const
     double left = deadline - mo_seconds();
     if (is_stopped(http) && a->is_get) return stopped();
     make_attempt(a, method, url, body, fmin(http->timeout, fmax(left, 1)), once);
+    a->cut = a->code == CURLE_ABORTED_BY_CALLBACK && was_sent(a);
     if (a->code == CURLE_ABORTED_BY_CALLBACK && is_stopped(http)) return stopped();
     double wait = next_attempt(http, a, once, (*n)++);
     if (wait < 0 || mo_seconds() + wait > deadline) return MO_OK;
@@ -349,7 +351,10 @@ mo_status pod_http_call(pod_http *http, const char *method, const char *path, co
   }
   free(a.text);
   free(text);
-  if (status != MO_OK) pod_answer_free(answer);
+  if (status != MO_OK) {
+    pod_answer_free(answer);
+    answer->lost = once && a.cut;
+  }
   return status;
 }
 

@@ -95,7 +95,8 @@ mo_status pod_inventory_runs(const pod_settings *settings, pod_item *items, int 
     pod_item *item = items + i % n;
     if (strcmp(run->name, item->name) != 0 && strcmp(run->id, item->id) != 0) continue;
     snprintf(item->run, sizeof item->run, "%s", run->key);
-    item->live = run->step < STEP_ENDED && (busy || (double)time(NULL) < run->deadline);
+    bool its_own = !run->id[0] || strcmp(run->id, item->id) == 0; /* else a second one, which nobody uses */
+    item->live = its_own && run->step < STEP_ENDED && (busy || (double)time(NULL) < run->deadline);
   }
   free(runs);
   pod_ledger_close(ledger);
@@ -132,7 +133,13 @@ mo_status pod_inventory_find(pod_http *http, const char *id, pod_item *item, boo
     return MO_OK;
   }
   MO_TRY(pod_api_cluster(http, id, &whole, found));
-  if (*found) from_cluster(item, &whole);
+  if (!*found) return MO_OK;
+  pod_pod *pods = NULL;
+  int n = 0;
+  from_cluster(item, &whole);
+  if (pod_api_cluster_pods(http, id, &pods, &n) == MO_OK) add_members(item, pods, n);
+  mo_error_clear(); /* only the price is not known */
+  free(pods);
   return MO_OK;
 }
 

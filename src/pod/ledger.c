@@ -45,7 +45,7 @@ mo_status pod_ledger_busy(const pod_settings *settings, bool *busy) {
   char path[POD_PATH_BYTES];
   *busy = false;
   MO_TRY(pod_path(path, "%s/lock", settings->state));
-  int lock = open(path, O_RDWR | O_CLOEXEC);
+  int lock = open(path, O_RDONLY | O_CLOEXEC);
   if (lock < 0 && errno == ENOENT) return MO_OK;
   if (lock < 0) return MO_FAIL(MO_FAILED, "cannot open the lock (%s): %s: mend its permissions", path, strerror(errno));
   *busy = flock(lock, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;

@@ -1,7 +1,10 @@
 #include "pod/ledger_json.h"
 
+#include <limits.h>
 #include <stddef.h>
 #include <string.h>
+
+#include "pod/remote.h"
 
 static const char *const step_names[] = {"named",   "created", "reached",  "sent",    "built",
                                          "fetched", "started", "finished", "brought", "ended"};
@@ -27,7 +30,7 @@ static const field fields[] = {
     FIELD(WHOLE, attempts),   FIELD(NUMBER, price),  FIELD(NUMBER, created), FIELD(NUMBER, deadline),
     FIELD(NUMBER, spent),     FIELD(TEXT, error),    FIELD(TEXT, result),    FIELD(TEXT, remote),
     FIELD(TEXT, sha256),      FIELD(TEXT, settings), FIELD(FLAG, slurm),     FIELD(NUMBER, seen),
-    FIELD(NUMBER, expected),
+    FIELD(NUMBER, expected),  FIELD(FLAG, doubtful),
 };
 enum { N_FIELDS = sizeof fields / sizeof *fields };
 
@@ -67,7 +70,7 @@ static bool field_from_json(const json_t *value, const field *f, pod_run *run) {
       memcpy(at, json_string_value(value), json_string_length(value) + 1);
       return true;
     case WHOLE:
-      if (!json_is_integer(value)) return false;
+      if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > INT_MAX) return false;
       *(int *)(void *)at = (int)json_integer_value(value);
       return true;
     case NUMBER:
@@ -75,11 +78,26 @@ static bool field_from_json(const json_t *value, const field *f, pod_run *run) {
       *(double *)(void *)at = json_number_value(value);
       return true;
     case FLAG:
+      if (!value) return f->offset == offsetof(pod_run, doubtful); /* which files of a former version lack */
       if (!json_is_boolean(value)) return false;
       *(bool *)(void *)at = json_is_true(value);
       return true;
   }
   return false;
+}
+
+static bool is_name(const char *text) { return pod_is_plain(text) && text[0] != '.' && !strchr(text, '/'); }
+
+/* The file may have been edited. What is in it becomes parts of paths and commands, and decides when pods end. */
+static bool makes_sense(const pod_run *run) {
+  enum { MOST = 1024 };
+  bool good = is_name(run->key) && is_name(run->name) && strncmp(run->name, POD_PREFIX, sizeof POD_PREFIX - 1) == 0;
+  good = good && (!run->id[0] || is_name(run->id)) && (!run->remote[0] || pod_is_plain(run->remote));
+  good = good && run->gpus <= MOST && run->pods <= MOST && run->port <= 65535;
+  if (run->id[0]) good = good && run->gpus >= 1 && run->pods >= 1 && run->deadline >= run->created;
+  for (size_t i = 0; i < json_array_size(run->overrides); i++)
+    good = good && json_is_string(json_array_get(run->overrides, i));
+  return good;
 }
 
 bool pod_run_from_json(const json_t *object, pod_run *run) {
@@ -91,5 +109,23 @@ bool pod_run_from_json(const json_t *object, pod_run *run) {
   while (step && n < N_STEPS && strcmp(step, step_names[n]) != 0) n++;
   run->step = (pod_step)n;
   run->overrides = json_object_get(object, "overrides");
-  return step && n < N_STEPS && json_is_array(run->overrides);
+  return step && n < N_STEPS && json_is_array(run->overrides) && makes_sense(run);
+}
+
+/* Bytes of the character that is there; 0: it is none. */
+static int character(const unsigned char *c) {
+  int n = c[0] < 0x80 ? 1 : c[0] < 0xc2 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : c[0] < 0xf5 ? 4 : 0;
+  for (int i = 1; i < n; i++)
+    if ((c[i] & 0xc0) != 0x80) return 0;
+  bool longer = (c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xf0 && c[1] < 0x90);
+  bool outside = (c[0] == 0xed && c[1] > 0x9f) || (c[0] == 0xf4 && c[1] > 0x8f);
+  return longer || outside ? 0 : n;
+}
+
+void pod_clean(char *text) {
+  while (*text) {
+    int n = character((const unsigned char *)text);
+    if (n == 0) *text = '?';
+    text += n ? n : 1;
+  }
 }

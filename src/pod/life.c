@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "pod/ledger_json.h"
 #include "pod/remote.h"
 
 enum { MOST_PODS = 4 }; /* of one start of a run: those that fail by themselves */
@@ -30,8 +31,26 @@ void pod_life_say(const pod_life *life, const char *format, ...) {
 
 mo_status pod_life_put(pod_life *life) {
   life->noted = pod_now();
-  return pod_ledger_put(life->ledger, &life->run);
+  return pod_life_local(life, pod_ledger_put(life->ledger, &life->run));
 }
+
+mo_status pod_life_local(pod_life *life, mo_status status) {
+  if (status != MO_OK && status != MO_STOPPED) life->local = true;
+  return status;
+}
+
+void pod_life_warn(pod_life *life) {
+  if (!life->warned) pod_life_say(life, "the run goes on, but this machine cannot store: %s", mo_error_message());
+  life->warned = true;
+  life->local = false;
+  mo_error_clear();
+}
+
+void pod_life_note(pod_life *life) {
+  if (pod_life_put(life) != MO_OK) pod_life_warn(life);
+}
+
+bool pod_life_stopped(const pod_life *life) { return pod_stop && !life->heedless; }
 
 mo_status pod_life_done(pod_life *life, pod_step step) {
   life->run.step = step;
@@ -41,7 +60,7 @@ mo_status pod_life_done(pod_life *life, pod_step step) {
 mo_status pod_life_wait(const pod_life *life, double seconds) {
   double until = pod_now() + seconds;
   for (;;) {
-    if (pod_stop) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
+    if (pod_life_stopped(life)) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
     double left = until - pod_now();
     if (left <= 0) return MO_OK;
     double nap = left < 0.1 ? left : 0.1;
@@ -97,30 +116,68 @@ static mo_status walk(pod_life *life) {
   return MO_OK;
 }
 
-/* Before a pod that failed is ended: what can still be had of it. Failures of this are no news. */
-static void salvage(pod_life *life, const char *error) {
+/* A process that has not come to the steps on the pod yet lacks what prepare() finds. */
+static bool can_reach(pod_life *life) {
+  if (!life->run.id[0] || !life->run.remote[0] || life->run.port <= 0) return false;
+  bool good = life->logs[0] || pod_life_find_logs(life) == MO_OK;
+  good = good && (life->output[0] || pod_life_settle_paths(life) == MO_OK);
+  mo_error_clear();
+  return good;
+}
+
+/* Failures of this are no news. */
+void pod_life_salvage(pod_life *life, const char *error) {
   char *text = NULL;
-  if (life->run.id[0] && life->run.remote[0] && life->run.port > 0) {
+  bool local = life->local;
+  life->hurried = life->heedless = true;
+  if (can_reach(life)) {
     char *output = NULL;
-    life->hurried = true;
     life->synced = 0;
     /* A run that could go on, were there time or money, saves first. */
-    if (!life->again && life->run.step == STEP_STARTED &&
+    if (!life->again && !local && life->run.step == STEP_STARTED &&
         pod_script(life, NULL, &output, (const char *[]){"stop.sh", life->run.key, "run"}, 3) != MO_OK)
       mo_error_clear();
     free(output);
     if (pod_life_bring_logs(life) != MO_OK) mo_error_clear();
     if (life->run.step >= STEP_STARTED && pod_life_bring_journal(life) != MO_OK) mo_error_clear();
   }
-  life->hurried = false;
+  life->hurried = life->heedless = false;
   char path[POD_PATH_BYTES];
-  if (life->run.id[0] && !life->run.cluster && pod_api_log(life->calm, life->run.id, &text) == MO_OK && text[0] &&
+  bool has_log = life->run.id[0] && life->logs[0] && !life->run.cluster;
+  if (has_log && pod_api_log(life->calm, life->run.id, &text) == MO_OK && text[0] &&
       pod_path(path, "%s/container.log", life->logs) == MO_OK &&
       pod_write_durably(path, text, strlen(text), 0600) != MO_OK)
     mo_error_clear();
   mo_error_clear();
   free(text);
   snprintf(life->run.error, sizeof life->run.error, "%.*s", (int)sizeof life->run.error - 1, error);
+  pod_clean(life->run.error);
+  life->local = local;
+}
+
+/* Whether the pod is to be left: nothing is known of it, or what it has made cannot be stored here. A finished result
+ * goes with no pod but one that is lost, ended by hand, or whose time or money is over. Before the run nothing would
+ * be lost, and the pod be paid for nothing. */
+static bool is_kept(const pod_life *life) {
+  const pod_run *run = &life->run;
+  if (!run->id[0] || life->again || pod_ended_by_hand(life->settings, run->id)) return false;
+  if (life->offline) return true;
+  return !life->spent && (run->step >= STEP_FINISHED || (life->local && run->step >= STEP_STARTED));
+}
+
+static mo_status leave(pod_life *life, mo_status why, const char *error) {
+  double grace = pod_seconds_of("MOE_POD_GRACE", 3600);
+  pod_life_note(life);
+  pod_say_running(life->settings, life->run.id, life->run.name, life->run.price);
+  if (life->run.step >= STEP_FINISHED)
+    pod_life_say(life, "the result is still on the pod; it ends itself after %.0f s: the same command fetches it",
+                 grace);
+  else if (!life->offline)
+    pod_life_say(life,
+                 "the run goes on there, and %.0f s after its end the pod ends itself: make room and give the "
+                 "same command",
+                 grace);
+  return MO_FAIL(why, "%s", error);
 }
 
 /* The pod failed, or the run on it: its end, and whether another one is to be tried. */
@@ -128,31 +185,31 @@ static mo_status fail(pod_life *life, mo_status why, bool *again) {
   char error[2048];
   snprintf(error, sizeof error, "%s", mo_error_message());
   mo_error_clear();
+  if (why == MO_INVALID && (life->run.id[0] || life->run.attempts > 1)) why = MO_FAILED; /* it was paid for */
   if (life->run.id[0] && pod_ended_by_hand(life->settings, life->run.id)) {
     life->again = false;
     snprintf(error, sizeof error, "the pod was ended by hand (%s): the same command starts the run again",
              life->run.id);
   }
   bool over = life->run.id[0] && life->run.deadline > 0 && pod_now() >= life->run.deadline;
-  if (life->again &&
-      over) { /* while this process slept, its watchdog has ended it: no other pod gets more time unasked */
+  if (over && life->again) { /* as this process slept, its watchdog has ended it: no other gets more time unasked */
     life->again = false;
+    life->spent = true;
     snprintf(error, sizeof error,
              "the pod's time is over (%s, --max-hours): the same command goes on from what is saved, on another pod",
              life->run.id);
   }
   *again = life->again && life->run.attempts < MOST_PODS && !pod_stop;
+  pod_clean(error);
   pod_life_say(life, "%s", error);
-  salvage(life, error);
+  bool kept = is_kept(life);
+  pod_life_salvage(life, error);
   if (!*again && life->options->keep && life->run.id[0]) {
     pod_life_say(life, "left as it is because of --keep; logs: %s", life->logs);
-    MO_TRY(pod_life_put(life));
+    pod_life_note(life);
     return MO_FAIL(why, "%s", error);
   }
-  if (life->offline && life->run.id[0]) { /* it is not the pod's fault */
-    MO_TRY(pod_life_put(life));
-    return MO_FAIL(why, "%s", error);
-  }
+  if (kept) return leave(life, why, error);
   if (life->n_refused < (int)(sizeof life->refused / sizeof *life->refused) && life->again && life->run.gpu[0])
     snprintf(life->refused[life->n_refused++], sizeof *life->refused, "%s|%s", life->run.gpu, life->run.data_center);
   MO_TRY(pod_life_end(life, *again ? STEP_NAMED : STEP_ENDED));
@@ -177,7 +234,9 @@ static mo_status is_spent(pod_life *life, bool *spent) {
 
 /* The run is wanted again: on another pod, if it has a spent one. */
 static mo_status begin_again(pod_life *life) {
-  bool spent;
+  bool spent, by_hand = life->run.id[0] && pod_ended_by_hand(life->settings, life->run.id);
+  /* One that was killed after the DELETE has only to record it. */
+  if (life->run.step >= STEP_BROUGHT && !by_hand && access(life->run.result, F_OK) == 0) return MO_OK;
   MO_TRY(is_spent(life, &spent));
   if (!spent) return MO_OK;
   MO_TRY(pod_life_end(life, STEP_NAMED));
@@ -197,7 +256,7 @@ mo_status pod_life_run(pod_life *life) {
   MO_TRY(begin_again(life));
   MO_TRY(take_options(life));
   for (;;) {
-    life->again = life->offline = false;
+    life->again = life->offline = life->local = life->spent = life->dear = false;
     mo_status status = walk(life);
     if (status == MO_OK) break;
     if (status == MO_STOPPED) return status;

@@ -27,10 +27,15 @@ typedef struct {
   bool again;                              /* the failure is this pod's: another one may do */
   bool offline;                            /* RunPod's API does not answer: nothing is known of the pod */
   bool hurried;                            /* without connection nothing is tried again */
-  bool doubtful;                           /* the answer to a create was lost: a second pod of this name may turn up */
+  bool local;                              /* the failure is this machine's, as a full disk is, and not the pod's */
+  bool spent;                              /* the failure is that time or money is over, or the price too high */
+  bool dear;                               /* the failure is that the choice exceeds the budget */
+  bool heedless;                           /* pod_stop is passed over: what is left of a run is being saved */
+  bool warned;                             /* it was said that something cannot be written here */
+  bool other;                              /* the run was finished with other settings */
   char refused[8][160];                    /* "GPU|data center" where a pod has failed */
   int n_refused;
-  double told, synced, sync_took, looked, noted; /* when; seconds since 1970 */
+  double told, synced, sync_took, looked, noted, strayed; /* when; seconds since 1970 */
 } pod_life;
 
 /* --- life_open.c --- */
@@ -55,6 +60,13 @@ MO_CHECKED mo_status pod_find_key(pod_ledger *ledger, const char *name, char key
 /* Through all steps. MO_STOPPED: pod_stop, or Ctrl-C; what is left running is in the ledger. */
 MO_CHECKED mo_status pod_life_run(pod_life *life);
 MO_CHECKED mo_status pod_life_put(pod_life *life);
+/* The same where the run can go on without: a failure is said once. */
+void pod_life_note(pod_life *life);
+/* Says once what this machine cannot store, with the text of the error, which is cleared. */
+void pod_life_warn(pod_life *life);
+/* What can still be had of a pod that is about to be ended: it saves, and logs and journal are brought here. */
+void pod_life_salvage(pod_life *life, const char *error);
+bool pod_life_stopped(const pod_life *life);                       /* pod_stop, unless life->heedless */
 MO_CHECKED mo_status pod_life_done(pod_life *life, pod_step step); /* the step is done: recorded */
 /* Sleeps, unless pod_stop: MO_STOPPED. */
 MO_CHECKED mo_status pod_life_wait(const pod_life *life, double seconds);
@@ -64,6 +76,9 @@ double pod_life_poll(void); /* MOE_POD_POLL */
 void pod_life_say(const pod_life *life, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Fails with life->again set: `return POD_LOST(life, "WHAT (WHERE): what to do")`. */
 #define POD_LOST(life, ...) ((life)->again = true, MO_FAIL(MO_FAILED, __VA_ARGS__))
+
+/* Passes a failure of this machine up: `return pod_life_local(life, STATUS)`. */
+mo_status pod_life_local(pod_life *life, mo_status status);
 
 /* --- life_create.c --- */
 MO_CHECKED mo_status pod_life_create(pod_life *life);
@@ -79,12 +94,18 @@ MO_CHECKED mo_status pod_life_look(pod_life *life);
 MO_CHECKED mo_status pod_life_find_logs(pod_life *life);
 /* The same at most once in MOE_POD_POLL; and fails when the deadline or the budget is reached. */
 MO_CHECKED mo_status pod_life_watch(pod_life *life);
+/* Fails when the deadline or the budget is reached, or so near that what is left is needed for saving. */
+MO_CHECKED mo_status pod_life_check_limits(pod_life *life);
+/* Seconds until that; 1e9: no end. */
+double pod_life_left(const pod_life *life);
 
 /* --- life_send.c --- */
 MO_CHECKED mo_status pod_life_send(pod_life *life);
 /* Fills output, config_on_pod and config_text from the config; needs the pod to be reached. */
 MO_CHECKED mo_status pod_life_settle_paths(pod_life *life);
 MO_CHECKED mo_status pod_life_hash_source(pod_life *life);
+/* Before anything is ordered: the source is what can be built, and ssh and rsync are here. */
+MO_CHECKED mo_status pod_life_check_source(const pod_life *life);
 
 /* --- life_steps.c --- */
 MO_CHECKED mo_status pod_life_setup(pod_life *life);
@@ -92,6 +113,9 @@ MO_CHECKED mo_status pod_life_fetch(pod_life *life);
 MO_CHECKED mo_status pod_life_compute(pod_life *life);
 /* What the logs of the steps have that is not here yet. */
 MO_CHECKED mo_status pod_life_bring_logs(pod_life *life);
+/* For one who only looks: what a step's log has from `offset` on is printed and counted there, nothing is written here,
+ * and the pod's watchdog is told nothing. *running: whether the step runs. */
+MO_CHECKED mo_status pod_life_print_log(pod_life *life, const char *step, long *offset, bool *running);
 
 /* --- life_bring.c --- */
 MO_CHECKED mo_status pod_life_bring_journal(pod_life *life);

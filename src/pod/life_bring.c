@@ -62,7 +62,7 @@ static mo_status copy_journal(pod_life *life) {
   char now[POD_PATH_BYTES], next[POD_PATH_BYTES], old[POD_PATH_BYTES], from[POD_PATH_BYTES], to[POD_PATH_BYTES];
   MO_TRY(mend(life, now, next, old));
   MO_TRY(remove_folder(next));
-  MO_TRY(pod_make_folders(next));
+  MO_TRY(pod_life_local(life, pod_make_folders(next)));
   MO_TRY(remote_path(life, from, ".resume/"));
   MO_TRY(pod_path(to, "%s/", next));
   MO_TRY(pod_rsync(life,
@@ -142,20 +142,21 @@ mo_status pod_life_bring_result(pod_life *life) {
   enum { MOST_TRIES = 3 };
   char from[POD_PATH_BYTES], to[POD_PATH_BYTES], hex[POD_SHA256_BYTES];
   MO_TRY(ask_sum(life));
-  MO_TRY(pod_make_folder_of(life->run.result));
+  MO_TRY(pod_life_local(life, pod_make_folder_of(life->run.result)));
   MO_TRY(remote_path(life, from, ""));
   MO_TRY(pod_path(to, "%s.fetching", life->run.result));
   for (int tries = 1;; tries++) {
     pod_life_say(life, "fetching the result to %s", life->run.result);
     MO_TRY(pod_rsync(life, (const char *[]){"-pt", "--partial", from, to}, 4, false));
-    MO_TRY(pod_sha256_file(hex, to));
+    MO_TRY(pod_life_local(life, pod_sha256_file(hex, to)));
     if (strcmp(hex, life->run.sha256) == 0) break;
     unlink(to);
     if (tries == MOST_TRIES)
-      return MO_FAIL(MO_FAILED, "the result came damaged %d times (%s): check this machine's disk", MOST_TRIES, to);
+      return pod_life_local(
+          life, MO_FAIL(MO_FAILED, "the result came damaged %d times (%s): check this machine's disk", MOST_TRIES, to));
     MO_TRY(ask_sum(life));
   }
-  MO_TRY(pod_rename_durably(to, life->run.result));
+  MO_TRY(pod_life_local(life, pod_rename_durably(to, life->run.result)));
   MO_TRY(pod_life_bring_logs(life));
   char now[POD_PATH_BYTES], next[POD_PATH_BYTES], old[POD_PATH_BYTES];
   MO_TRY(mend(life, now, next, old));

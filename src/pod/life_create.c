@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "pod/life.h"
 
@@ -81,6 +83,20 @@ static mo_status check_ssh_key(const pod_life *life) {
   return status;
 }
 
+/* What a pod makes must have a place here. */
+static mo_status check_place(const pod_life *life) {
+  char probe[POD_PATH_BYTES];
+  struct stat info;
+  if (stat(life->run.result, &info) == 0 && S_ISDIR(info.st_mode))
+    return MO_FAIL(MO_INVALID, "a folder is where the result is to be (%s, output.path): give another path",
+                   life->run.result);
+  MO_TRY(pod_make_folder_of(life->run.result));
+  MO_TRY(pod_path(probe, "%s.probe", life->run.result));
+  MO_TRY(pod_write_durably(probe, "probe\n", 6, 0600));
+  unlink(probe);
+  return MO_OK;
+}
+
 /* --- looking for what may be there --- */
 
 typedef struct {
@@ -134,7 +150,6 @@ static mo_status adopt(pod_life *life) {
     MO_TRY(find_by_name(life, life->http, found, 8, &n));
     if (n > 0) {
       pod_life_say(life, "found %s, whose creation was not answered", found[0].id);
-      life->doubtful = true;
       return created(life, found[0].id);
     }
     if (pod_now() > life->run.created + patience) return MO_OK;
@@ -161,13 +176,20 @@ mo_status pod_life_end_strays(pod_life *life) {
 
 /* --- ordering --- */
 
-/* Ends a pod whose watchdog does not come, or goes: while there is one it touches a file. Only RunPod's images are
- * known to start by /start.sh. */
+/* Ends a pod whose watchdog does not come, or goes: while there is one it touches a file. It never gives up. No signal
+ * from inside ends a container's first process, but it ends by itself when its children are gone; all processes are
+ * only signalled where the first one's environment says that this is that container. Only RunPod's images are known to
+ * start by /start.sh. Not for clusters: their members have no watchdog, nor can they be deleted one by one. */
 static const char guard[] =
     "bash -c '"
-    "end() { printf \"Authorization: Bearer %s\\n\" \"$RUNPOD_API_KEY\" | "
-    "curl -sS -o /dev/null -H @- -X DELETE \"$MOE_POD_API/v2/pods/$RUNPOD_POD_ID\"; sleep 20; kill "
-    "\"${MOE_POD_INIT:-1}\"; }; "
+    "pause=${MOE_POD_TICK:-30}; "
+    "delete() { printf \"Authorization: Bearer %s\\n\" \"$RUNPOD_API_KEY\" | "
+    "curl -sSf -m 60 -o /dev/null -H @- -X DELETE \"$MOE_POD_API/v2/pods/$RUNPOD_POD_ID\"; }; "
+    "stop() { if [ -n \"$MOE_POD_INIT\" ]; then kill \"$MOE_POD_INIT\"; "
+    "elif grep -qzx \"RUNPOD_POD_ID=$RUNPOD_POD_ID\" /proc/1/environ; then "
+    "kill -TERM -1; sleep 5; kill -KILL -1; fi; }; "
+    "end() { while :; do for i in 1 2 3; do delete && break; sleep \"$pause\"; done; "
+    "sleep \"$pause\"; stop; for i in 1 2 3 4 5 6 7 8 9 10; do sleep \"$pause\"; done; done; }; "
     "{ sleep \"$MOE_POD_UNWATCHED\"; "
     "while [ \"$(find \"${MOE_POD_WATCHED:-$HOME/.moe-outliers-watched}\" -mmin -15)\" ]; do sleep 60; done; end; } & "
     "exec \"${MOE_POD_START:-/start.sh}\"'";
@@ -182,6 +204,7 @@ static json_t *environment(const pod_life *life) {
 
 static mo_status order(pod_life *life, const pod_choice *choice, bool *none, bool *lost, char detail[512]) {
   const char *image = pod_image(&life->need);
+  bool guarded = choice->pods == 1 && strncmp(image, "runpod/", 7) == 0;
   char id[64] = "";
   json_t *env = environment(life);
   if (!env) return MO_FAIL(MO_FAILED, "out of memory (order of a pod): close other programs");
@@ -195,7 +218,7 @@ static mo_status order(pod_life *life, const pod_choice *choice, bool *none, boo
                      .community = choice->community,
                      .slurm = life->run.slurm,
                      .env = env,
-                     .args = strncmp(image, "runpod/", 7) == 0 ? guard : NULL,
+                     .args = guarded ? guard : NULL,
                      .volume = getenv("MOE_POD_VOLUME")};
   mo_status status = pod_api_create(life->http, &order, id, none, lost, detail);
   json_decref(env);
@@ -216,22 +239,27 @@ static mo_status try_candidate(pod_life *life, const pod_choice *choice, const c
   run->price = choice->price, run->expected = choice->dollars;
   run->error[0] = '\0';
   double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
-  if (own > 0 && run->spent + run->expected > own)
+  life->dear = own > 0 && run->spent + run->expected > own;
+  if (life->dear)
     return MO_FAIL(MO_INVALID,
                    "no pod is created: it would cost about $%.2f, and $%.2f of deployment.budget = %.2f are spent "
                    "(%s): raise it, or "
                    "give --budget",
                    run->expected, run->spent, own, run->key);
+  life->dear = false;
   for (int tries = 1;; tries++) {
     bool none = false, lost = false;
     run->created = pod_now();
     run->deadline = run->created + 3600 * hours;
     mo_status status = pod_purse_take(life->purse, run, run->created);
     if (status != MO_OK) run->created = run->deadline = 0; /* nothing was ordered */
+    life->dear = status == MO_INVALID;
     MO_TRY(status);
     status = order(life, choice, &none, &lost, detail);
-    if (status == MO_STOPPED) return status; /* it may exist: the next start looks for it */
+    if (status == MO_STOPPED && lost) return status; /* it may exist: the next start looks for it */
     if (status == MO_OK && lost) {
+      run->doubtful = true;
+      pod_life_note(life);
       status = adopt(life);
       if (status != MO_OK) return status;
       if (!run->id[0] && tries < MOST_TRIES) continue;
@@ -240,7 +268,8 @@ static mo_status try_candidate(pod_life *life, const pod_choice *choice, const c
     }
     if (run->id[0]) return status;
     run->created = 0;
-    MO_TRY(pod_life_put(life));
+    if (status == MO_OK) return pod_life_put(life);
+    pod_life_note(life);
     return status;
   }
 }
@@ -285,20 +314,33 @@ static mo_status no_room(const pod_life *life, const pod_choice *choices, int n,
 
 mo_status pod_life_create(pod_life *life) {
   pod_run *run = &life->run;
-  if (run->created > 0) MO_TRY(adopt(life));
+  if (run->created > 0) {
+    run->doubtful = true;
+    MO_TRY(pod_life_put(life));
+    MO_TRY(adopt(life));
+  }
   if (run->id[0]) return MO_OK;
   run->created = 0;
+  MO_TRY(check_place(life));
+  MO_TRY(pod_life_check_source(life));
   MO_TRY(check_ssh_key(life));
   pod_choice *choices = NULL;
   int n = 0;
   char detail[512] = "";
   pod_limits limits = {.max_price = life->options->max_price, .community = life->options->community};
   MO_TRY(pod_choose_now(life->http, &life->need, &limits, &choices, &n));
+  char dear[1024] = ""; /* why the cheapest of those that exceed the budget does */
   mo_status status = MO_OK;
   run->attempts++;
-  for (int i = 0; i < 2 * n && status == MO_OK && !run->id[0]; i++)
+  for (int i = 0; i < 2 * n && status == MO_OK && !run->id[0]; i++) {
     status = try_choice(life, &choices[i % n], i >= n, detail);
-  if (status == MO_OK && !run->id[0]) status = no_room(life, choices, n, detail);
+    if (status != MO_INVALID || !life->dear) continue;
+    if (!dear[0]) snprintf(dear, sizeof dear, "%s", mo_error_message());
+    mo_error_clear();
+    status = MO_OK;
+  }
+  if (status == MO_OK && !run->id[0])
+    status = dear[0] ? MO_FAIL(MO_INVALID, "%s", dear) : no_room(life, choices, n, detail);
   free(choices);
   if (status == MO_OK)
     pod_life_say(life, "created %s %s: %d x %s%s%s, $%.2f per hour, about $%.2f in all",

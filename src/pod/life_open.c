@@ -44,6 +44,9 @@ static mo_status take_run(pod_life *life, const char *config) {
   pod_run *run = &life->run;
   bool known = pod_ledger_get(life->ledger, life->need.key, run);
   bool live = known && (run->id[0] || run->created > 0);
+  bool over = known && !live && run->step >= STEP_BROUGHT && !run->error[0];
+  life->other = over && run->settings[0] && strcmp(run->settings, settings) != 0 &&
+                strcmp(run->result, life->need.config.output.path) == 0;
   if (live && (strcmp(run->config, config) != 0 || strcmp(run->settings, settings) != 0))
     return MO_FAIL(
         MO_INVALID,
@@ -62,6 +65,8 @@ static mo_status take_run(pod_life *life, const char *config) {
   copy_text(run->config, sizeof run->config, config);
   copy_text(run->settings, sizeof run->settings, settings);
   copy_text(run->result, sizeof run->result, life->need.config.output.path);
+  /* A finished run that is wanted again costs anew. */
+  if (over && (life->need.config.output.overwrite || access(run->result, F_OK) != 0)) run->spent = 0;
   run->step = STEP_NAMED;
   run->attempts = 0;
   return MO_OK;

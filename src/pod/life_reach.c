@@ -1,6 +1,7 @@
 /* From created to reached: the pod runs, its ssh answers, the watchdog is there. And looking after it from then on. */
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,17 @@ static mo_status ask(pod_life *life, pod_pod *pod, bool *found) {
   return MO_OK;
 }
 
+/* What is charged may be more than the catalog said. */
+static mo_status check_price(pod_life *life, double cost) {
+  const pod_run *run = &life->run;
+  double each = life->options->max_price, all = life->need.config.deployment.max_price;
+  double most = each > 0 ? each * run->gpus * run->pods : all;
+  if (!life->purse || !(most > 0) || cost <= 1.001 * most) return MO_OK;
+  life->spent = true;
+  return MO_FAIL(MO_FAILED, "it costs $%.2f per hour, more than the $%.2f that %s allows (%s): allow more", cost, most,
+                 each > 0 ? "--max-price" : "deployment.max_price", run->id);
+}
+
 mo_status pod_life_look(pod_life *life) {
   pod_run *run = &life->run;
   pod_pod pod;
@@ -64,21 +76,58 @@ mo_status pod_life_look(pod_life *life) {
     changed = true;
   }
   if (pod.state != POD_RUNNING) run->port = 0;
-  return changed || life->looked > life->noted + 30 ? pod_life_put(life) : MO_OK;
+  if (changed || life->looked > life->noted + 30) pod_life_note(life);
+  return check_price(life, pod.cost);
+}
+
+static mo_status check_limits(const pod_life *life, double now) {
+  const pod_run *run = &life->run;
+  bool saving = run->step < STEP_FINISHED; /* afterwards all time that is left is for the result */
+  if (life->purse) MO_TRY(pod_purse_check(life->purse, now, saving)); /* `fetch` has none */
+  double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
+  double kept = pod_seconds_of("MOE_POD_MARGIN", 300);
+  if (saving && run->price > 0) kept = fmax(kept, pod_saving_seconds(3600 * own / run->price));
+  if (own > 0 && pod_run_cost(run, now + kept) > own)
+    return MO_FAIL(MO_FAILED,
+                   "the budget is spent: $%.2f (%s, deployment.budget): raise it; what is saved is continued", own,
+                   run->key);
+  double end = run->deadline - (saving ? pod_saving_seconds(run->deadline - run->created) : 0);
+  if (run->deadline > 0 && now > end)
+    return MO_FAIL(MO_FAILED,
+                   "the pod's time is over (%s, --max-hours): give it more; the same command continues what is saved",
+                   run->key);
+  return MO_OK;
+}
+
+mo_status pod_life_check_limits(pod_life *life) {
+  mo_status status = check_limits(life, pod_now());
+  if (status != MO_OK) life->spent = true;
+  return status;
+}
+
+double pod_life_left(const pod_life *life) {
+  const pod_run *run = &life->run;
+  double now = pod_now(), left = run->deadline > 0 ? run->deadline - now : 1e9;
+  double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
+  if (life->purse) left = fmin(left, pod_purse_left(life->purse, now));
+  if (own > 0 && run->price > 0)
+    left = fmin(left, 3600 * (own - pod_run_cost(run, now)) / run->price - pod_seconds_of("MOE_POD_MARGIN", 300));
+  return left;
+}
+
+/* A second pod of this name, of an order whose answer was lost, may be listed late. */
+static void look_for_strays(pod_life *life, double now) {
+  double every = pod_seconds_of("MOE_POD_LOOKUP", 90);
+  if (!life->run.doubtful || now < fmax(life->run.created, life->strayed) + every) return;
+  life->strayed = now;
+  if (pod_life_end_strays(life) != MO_OK) mo_error_clear(); /* the next look, or the run's end, finds it */
+  life->local = false;
 }
 
 mo_status pod_life_watch(pod_life *life) {
   double now = pod_now();
-  if (life->purse) MO_TRY(pod_purse_check(life->purse, now)); /* `fetch` has none */
-  double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
-  if (own > 0 && pod_run_cost(&life->run, now + pod_seconds_of("MOE_POD_MARGIN", 60)) > own)
-    return MO_FAIL(MO_FAILED,
-                   "the budget is spent: $%.2f (%s, deployment.budget): raise it; what is saved is continued", own,
-                   life->run.key);
-  if (life->run.deadline > 0 && now > life->run.deadline)
-    return MO_FAIL(MO_FAILED,
-                   "the pod's time is over (%s, --max-hours): give it more; the same command continues what is saved",
-                   life->run.key);
+  MO_TRY(pod_life_check_limits(life));
+  look_for_strays(life, now);
   if (now < life->looked + pod_life_poll()) return MO_OK;
   mo_status status = pod_life_look(life);
   if (status == MO_OK || !life->offline) return status;
@@ -159,24 +208,25 @@ static mo_status append_scripts(buffer *b, const pod_settings *settings) {
   return status;
 }
 
+/* Each run has its own folder, by its unique name: a network volume may be that of several pods at a time. Clocks
+ * differ, so the watchdog is told how much time is left, not until when. */
 static mo_status first_script(pod_life *life, char **text) {
   static const char begin[] =
       "set -eu\n"
       "dir=${MOE_POD_REMOTE_DIR:-}\n"
       "if [ -z \"$dir\" ] && [ -w /workspace ]; then dir=/workspace/moe-outliers; fi\n"
-      "dir=${dir:-$HOME/moe-outliers}\n"
-      "mkdir -p \"$dir/remote\"\n";
+      "dir=${dir:-$HOME/moe-outliers}/pods/%s\n"
+      "mkdir -p \"$dir/remote\"\n"
+      "echo \"deadline=$(($(date +%%s) + %.0f))\" >\"$dir/watchdog.conf.new\"\n"
+      "cat >>\"$dir/watchdog.conf.new\" <<'MOE_POD_END'\ngrace=%.0f\nstall=%.0f\napi=%s\ncluster=%s\nMOE_POD_END\n";
   buffer b = {0};
-  char settings[1024];
-  append(&b, begin);
-  mo_status status = append_scripts(&b, life->settings);
-  snprintf(
-      settings, sizeof settings,
-      "cat >\"$dir/watchdog.conf.new\" <<'MOE_POD_END'\ndeadline=%.0f\ngrace=%.0f\nstall=%.0f\napi=%s\ncluster=%s\n"
-      "MOE_POD_END\nmv \"$dir/watchdog.conf.new\" \"$dir/watchdog.conf\"\n",
-      life->run.deadline + pod_seconds_of("MOE_POD_MARGIN", 60), pod_seconds_of("MOE_POD_GRACE", 3600),
-      pod_seconds_of("MOE_POD_STALL", 1800), life->settings->api, life->run.cluster ? life->run.id : "");
+  char settings[1600];
+  double left = life->run.deadline + pod_seconds_of("MOE_POD_MARGIN", 300) - pod_now();
+  snprintf(settings, sizeof settings, begin, life->run.name, left, pod_seconds_of("MOE_POD_GRACE", 3600),
+           pod_seconds_of("MOE_POD_STALL", 1800), life->settings->api, life->run.cluster ? life->run.id : "");
   append(&b, settings);
+  mo_status status = append_scripts(&b, life->settings);
+  append(&b, "mv \"$dir/watchdog.conf.new\" \"$dir/watchdog.conf\"\n");
   snprintf(settings, sizeof settings, "exec bash \"$dir/remote/begin.sh\" %s %s </dev/null\n", life->run.key,
            life->run.id);
   append(&b, settings);
@@ -206,11 +256,14 @@ static mo_status take_answer(pod_life *life, const char *output) {
   return pod_life_done(life, life->run.step > STEP_REACHED ? life->run.step : STEP_REACHED);
 }
 
-static mo_status begin(pod_life *life, const char *script) {
+static mo_status begin(pod_life *life) {
   double patience = pod_seconds_of("MOE_POD_REACH", 900), began = mo_seconds(); /* sleep does not count */
   for (;;) {
     pod_result result;
+    char *script = NULL;
+    MO_TRY(first_script(life, &script)); /* each time anew, as it has the time that is left */
     mo_status status = pod_ssh_once(life, NULL, "bash -s", script, 300, &result);
+    free(script);
     if (status == MO_OK && result.status == 255 && strstr(result.output, "Permission denied"))
       began -= patience / 4; /* sshd may come up before the keys are in place, but not for long */
     bool answered = status == MO_OK && result.status != 255 && !result.timed_out && !pod_stop;
@@ -234,21 +287,18 @@ static mo_status begin(pod_life *life, const char *script) {
 mo_status pod_life_find_logs(pod_life *life) {
   char last[POD_PATH_BYTES], link[POD_PATH_BYTES];
   MO_TRY(pod_path(life->logs, "%s/%s", life->folder, life->run.id));
-  MO_TRY(pod_make_folders(life->logs));
+  MO_TRY(pod_life_local(life, pod_make_folders(life->logs)));
   MO_TRY(pod_path(last, "%s/last", life->folder));
   MO_TRY(pod_path(link, "%s/last.new", life->folder));
   unlink(link);
   if (symlink(life->run.id, link) == 0 && rename(link, last) == 0) return MO_OK;
-  return MO_FAIL(MO_FAILED, "cannot make a link (%s): %s: choose another folder with MOE_POD_STATE", last,
-                 strerror(errno));
+  return pod_life_local(
+      life, MO_FAIL(MO_FAILED, "cannot make a link (%s): %s: choose another folder with MOE_POD_STATE", last,
+                    strerror(errno)));
 }
 
 mo_status pod_life_reach(pod_life *life) {
-  char *script = NULL;
   MO_TRY(pod_life_find_logs(life));
   MO_TRY(wait_until_running(life));
-  MO_TRY(first_script(life, &script));
-  mo_status status = begin(life, script);
-  free(script);
-  return status;
+  return begin(life);
 }

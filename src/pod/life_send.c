@@ -23,13 +23,14 @@ static void free_list(file_list *list) {
 
 static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
-/* Runs git on the source; its output goes to `file`. */
+/* Runs git on the source; its output goes to `file`, what it warns of does not. */
 static mo_status git(const pod_life *life, const char *file, const char *const *words, int n) {
-  char *arguments[16] = {"git", "-c", "safe.directory=*", "-c", "core.quotePath=off", "-C", life->settings->source};
+  static const char script[] = "file=$1; shift; exec git \"$@\" >\"$file\"";
+  char *arguments[20] = {
+      "sh", "-c", (char *)script, "sh", (char *)file, "-c", "safe.directory=*", "-C", life->settings->source};
   pod_result result;
-  for (int i = 0; i < n; i++) arguments[7 + i] = (char *)words[i];
-  unlink(file);
-  MO_TRY(pod_process_run(life->settings, arguments, NULL, file, 120, &pod_stop, &result));
+  for (int i = 0; i < n; i++) arguments[9 + i] = (char *)words[i];
+  MO_TRY(pod_process_run(life->settings, arguments, NULL, NULL, 120, &pod_stop, &result));
   mo_status status = MO_OK;
   if (pod_stop)
     status = MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
@@ -42,25 +43,62 @@ static mo_status git(const pod_life *life, const char *file, const char *const *
 
 /* The tracked files that are there; of one that was deleted nothing is sent. */
 static mo_status list_source(const pod_life *life, file_list *list) {
-  static const char *const words[] = {"ls-files"};
+  static const char *const words[] = {"ls-files", "-z"};
   char path[POD_PATH_BYTES];
   size_t bytes;
   struct stat info;
   *list = (file_list){0};
   MO_TRY(pod_path(path, "%s/files", life->folder));
-  MO_TRY(git(life, path, words, 1));
+  MO_TRY(git(life, path, words, 2));
   MO_TRY(pod_read_file(&list->text, &bytes, path, 64 << 20));
-  for (char *c = list->text; *c; c++) list->n += *c == '\n';
+  for (size_t i = 0; i < bytes; i++) list->n += !list->text[i];
   list->names = mo_alloc((size_t)list->n + 1, sizeof *list->names);
   if (!list->names) return MO_FAILED;
   list->n = 0;
-  char *rest;
-  for (char *line = strtok_r(list->text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+  for (char *line = list->text; line < list->text + bytes; line += strlen(line) + 1) {
+    if (strchr(line, '\n'))
+      return MO_FAIL(MO_INVALID, "the name of a file has a line's end (%s, \"%.100s\"): rename it",
+                     life->settings->source, line);
     MO_TRY(pod_path(path, "%s/%s", life->settings->source, line));
     if (lstat(path, &info) == 0 && (S_ISREG(info.st_mode) || S_ISLNK(info.st_mode))) list->names[list->n++] = line;
   }
   qsort(list->names, (size_t)list->n, sizeof *list->names, by_name);
   return MO_OK;
+}
+
+/* As posix_spawnp finds the program that is the first of these words. */
+static mo_status check_program(const char *words, const char *variable) {
+  char program[POD_PATH_BYTES], path[POD_PATH_BYTES];
+  const char *folders = getenv("PATH");
+  MO_TRY(pod_path(program, "%.*s", (int)strcspn(words, " "), words));
+  bool found = strchr(program, '/') && access(program, X_OK) == 0;
+  while (!found && folders && *folders && !strchr(program, '/')) {
+    size_t n = strcspn(folders, ":");
+    MO_TRY(pod_path(path, "%.*s/%s", (int)n, folders, program));
+    found = access(path, X_OK) == 0;
+    folders += n + (folders[n] == ':');
+  }
+  if (found) return MO_OK;
+  return MO_FAIL(MO_INVALID, "%s is not here: install it%s%s", program, *variable ? ", or name another one with " : "",
+                 variable);
+}
+
+mo_status pod_life_check_source(const pod_life *life) {
+  static const char *const needed[] = {"CMakeLists.txt", "scripts/setup"};
+  file_list list;
+  MO_TRY(check_program("git", ""));
+  MO_TRY(check_program(life->settings->ssh, "MOE_POD_SSH"));
+  MO_TRY(check_program(life->settings->rsync, "MOE_POD_RSYNC"));
+  mo_status status = list_source(life, &list);
+  for (int i = 0; i < 2 && status == MO_OK; i++)
+    if (!bsearch(&needed[i], list.names, (size_t)list.n, sizeof *list.names, by_name))
+      status =
+          MO_FAIL(MO_INVALID,
+                  "git tracks no %s there, so it could not be built on a pod (%s): start moe-pod in a clone of the "
+                  "repository, or name it with MOE_POD_SOURCE",
+                  needed[i], life->settings->source);
+  free_list(&list);
+  return status;
 }
 
 static mo_status hash_list(pod_life *life, const file_list *list) {

@@ -5,12 +5,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "pod/ledger_json.h"
 #include "pod/remote.h"
 
 typedef struct {
   char state[16]; /* none, running, ended, gone */
   int exit;
   long long size; /* of its log there */
+  bool stuck;     /* what is new of the log cannot be written here */
 } step_state;
 
 static long long size_of(const char *path) {
@@ -36,8 +38,10 @@ static mo_status ask_state(pod_life *life, const char *step, step_state *state, 
   mo_status status = MO_OK;
   if (!mark || sscanf(mark, "%15s %d %lld", state->state, &state->exit, &state->size) != 3)
     status = POD_LOST(life, "the pod's answer makes no sense (%s): %.100s", life->run.id, output);
-  else if (text && text[1])
-    status = append_log(path, text + 1);
+  else if (text && text[1] && append_log(path, text + 1) != MO_OK) {
+    state->stuck = true;
+    pod_life_warn(life);
+  }
   if (status == MO_OK && text) {
     const char *end = strrchr(text, '\n');
     while (end > text && end[-1] == '\n') end--;
@@ -57,10 +61,33 @@ mo_status pod_life_bring_logs(pod_life *life) {
     MO_TRY(pod_path(path, "%s/%s.log", life->logs, steps[i]));
     for (int n = 0; n < 1000; n++) {
       MO_TRY(ask_state(life, steps[i], &state, line, sizeof line));
-      if (size_of(path) >= state.size) break;
+      if (state.stuck || size_of(path) >= state.size) break;
     }
   }
   return MO_OK;
+}
+
+mo_status pod_life_print_log(pod_life *life, const char *step, long *offset, bool *running) {
+  for (;;) {
+    char from[32], name[16], *output = NULL;
+    long long size = 0;
+    snprintf(from, sizeof from, "%ld", *offset);
+    MO_TRY(pod_script(life, NULL, &output, (const char *[]){"state.sh", life->run.key, step, from, "look"}, 5));
+    const char *mark = pod_mark(output, ""), *text = mark ? strchr(mark, '\n') : NULL;
+    bool good = mark && sscanf(mark, "%15s %*d %lld", name, &size) == 2;
+    size_t n = good && text ? strlen(text + 1) : 0;
+    if (n > 0) {
+      if (*offset == 0) printf("== %s\n", step);
+      fwrite(text + 1, 1, n, stdout);
+      *offset += (long)n;
+    }
+    if (good) *running = strcmp(name, "running") == 0;
+    mo_status status =
+        good ? MO_OK
+             : MO_FAIL(MO_FAILED, "the pod's answer makes no sense (%s): %.100s: try again", life->run.id, output);
+    free(output);
+    if (status != MO_OK || n == 0 || *offset >= size || pod_stop) return status;
+  }
 }
 
 /* The last line that the program's or a script's error has, for the message. */
@@ -82,6 +109,7 @@ static void find_error(const pod_life *life, const char *step, char *error, size
            found  ? found
            : last ? last
                   : "its log is empty");
+  pod_clean(error);
   free(text);
 }
 
@@ -102,12 +130,18 @@ static mo_status follow(pod_life *life, const char *step, bool journal, int *exi
     char line[400] = "";
     MO_TRY(ask_state(life, step, &state, line, sizeof line));
     tell(life, step, line);
-    bool more = size_of(path) < state.size;
+    bool more = !state.stuck && size_of(path) < state.size;
     *exit = state.exit;
     if (strcmp(state.state, "running") != 0 && !more) return MO_OK;
     MO_TRY(pod_life_watch(life));
     if (more) continue;
-    if (journal) MO_TRY(pod_life_bring_journal(life));
+    if (journal) {
+      mo_status status = pod_life_bring_journal(life);
+      if (status != MO_OK && status != MO_STOPPED && life->local)
+        pod_life_warn(life);
+      else if (status != MO_OK)
+        return status;
+    }
     MO_TRY(pod_life_wait(life, pod_life_poll()));
   }
 }

@@ -67,14 +67,28 @@ mo_status pod_purse_take(pod_purse *purse, const pod_run *run, double now) {
   return status;
 }
 
-mo_status pod_purse_check(pod_purse *purse, double now) {
+double pod_saving_seconds(double all) { return fmin(180, 0.05 * all); }
+
+/* Dollars per hour of all. */
+static double price_of_all(const pod_purse *purse) {
   double price = 0;
   pod_run run;
-  if (!(purse->budget > 0)) return MO_OK;
   for (int i = 0; i < purse->n; i++)
     if (pod_ledger_get(purse->ledger, purse->keys[i], &run) && run.id[0]) price += run.price;
-  double spent = pod_purse_spent(purse, now), ending = price * pod_seconds_of("MOE_POD_MARGIN", 60) / 3600;
-  if (spent + ending <= purse->budget) return MO_OK;
+  return price;
+}
+
+double pod_purse_left(pod_purse *purse, double now) {
+  double price = price_of_all(purse);
+  if (!(purse->budget > 0) || !(price > 0)) return 1e9;
+  return 3600 * (purse->budget - pod_purse_spent(purse, now)) / price - pod_seconds_of("MOE_POD_MARGIN", 300);
+}
+
+mo_status pod_purse_check(pod_purse *purse, double now, bool saving) {
+  if (!(purse->budget > 0)) return MO_OK;
+  double price = price_of_all(purse), spent = pod_purse_spent(purse, now), kept = pod_seconds_of("MOE_POD_MARGIN", 300);
+  if (saving && price > 0) kept = fmax(kept, pod_saving_seconds(3600 * purse->budget / price));
+  if (spent + price * kept / 3600 <= purse->budget) return MO_OK;
   return MO_FAIL(
       MO_FAILED,
       "the budget is spent: $%.2f of $%.2f, and the rest goes for saving (--budget): raise it; what is saved "

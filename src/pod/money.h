@@ -17,8 +17,12 @@ double pod_purse_spent(pod_purse *purse, double now);
 /* Records the run, whose pod is about to be created, if what has been spent and what is expected stay within the
  * budget. */
 MO_CHECKED mo_status pod_purse_take(pod_purse *purse, const pod_run *run, double now);
-/* MO_FAILED once no more is left of the budget than the runs cost in MOE_POD_MARGIN seconds, which are for saving
- * and ending. */
-MO_CHECKED mo_status pod_purse_check(pod_purse *purse, double now);
+/* MO_FAILED once no more is left of the budget than the runs cost in MOE_POD_MARGIN seconds, which are for ending;
+ * saving: or in those that pod_saving_seconds keeps for saving. */
+MO_CHECKED mo_status pod_purse_check(pod_purse *purse, double now, bool saving);
+/* Seconds until pod_purse_check fails without saving; 1e9: no bound. */
+double pod_purse_left(pod_purse *purse, double now);
+/* Of so many seconds in all: what a run needs to save at its end, a small share where there are few. */
+double pod_saving_seconds(double all);
 
 #endif

@@ -127,7 +127,7 @@ MO_CHECKED mo_status pod_api_cluster_pods(pod_http *http, const char *id, pod_po
 MO_CHECKED mo_status pod_api_ssh_keys(pod_http *http, char ***keys, int *n);
 /* *none: refused by 400 or 403, which is how no capacity shows (try another type or place; if all are refused, the words in
  * detail, NULL: not asked for, are the reason). *lost: no answer came or an error of the server's, it may exist: look it up by
- * its name. */
+ * its name; of MO_STOPPED also. */
 MO_CHECKED mo_status pod_api_create(pod_http *http, const pod_order *order, char id[64], bool *none, bool *lost,
                                     char detail[512]);
 /* DELETE and then GET until 404, for at most MOE_POD_PATIENCE. Of one that is gone already: MO_OK. */
@@ -203,6 +203,7 @@ typedef struct {
   bool slurm;        /* the cluster's type */
   double seen;       /* when the pod was last known to be there */
   double expected;   /* dollars of this pod when it was chosen */
+  bool doubtful;     /* the answer to an order was lost: a second pod of this name may turn up */
   json_t *overrides; /* array of strings; of pod_ledger_put and _get borrowed, until the next put or close */
 } pod_run;
 typedef struct pod_ledger
@@ -218,7 +219,7 @@ MO_CHECKED mo_status pod_ledger_busy(const pod_settings *settings, bool *busy);
 
 /* --- end.c --- */
 /* For `terminate` and `cleanup`: as pod_api_end, but first notes in STATE/ended that it was asked for, so that the process that drives
- * the run does not take the pod for lost and create another one. */
+ * the run does not take the pod for lost and create another one. Where that cannot be written it says so and goes on. */
 MO_CHECKED mo_status pod_end_by_hand(const pod_settings *settings, pod_http *http, const char *id, bool cluster);
 
 /* --- process.c: other programs --- */

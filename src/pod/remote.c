@@ -121,7 +121,9 @@ mo_status pod_ssh_once(pod_life *life, const pod_place *place, const char *comma
   add(&a, "%s", command);
   mo_status status =
       a.failed ? MO_FAIL(MO_FAILED, "a command line is too long (%.60s...): use shorter paths", command) : MO_OK;
-  if (status == MO_OK) status = pod_process_run(life->settings, a.list, input, NULL, seconds, &pod_stop, result);
+  if (status == MO_OK)
+    status = pod_life_local(
+        life, pod_process_run(life->settings, a.list, input, NULL, seconds, life->heedless ? NULL : &pod_stop, result));
   free_arguments(&a);
   if (status == MO_OK && result->status == 255 && result->output && *result->output) {
     FILE *file = fopen(log, "ae");
@@ -159,8 +161,9 @@ static mo_status pause_before_retry(pod_life *life, double began, const char *wh
   char line[300];
   double patience = pod_seconds_of("MOE_POD_REACH", 900);
   last_line(result->output ? result->output : "", line, sizeof line);
-  if (pod_stop) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
+  if (pod_life_stopped(life)) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
   if (life->hurried) return MO_FAIL(MO_FAILED, "%s gets no connection to the pod (%s): %s", what, life->run.id, line);
+  MO_TRY(pod_life_check_limits(life));
   MO_TRY(pod_life_look(life));
   if (mo_seconds() - began > patience)
     return POD_LOST(life, "%s gets no connection to the pod for %.0f s (%s, %s:%d): %s", what, patience, life->run.id,
@@ -181,7 +184,7 @@ mo_status pod_script(pod_life *life, const char *input, char **output, const cha
   pod_result result;
   for (;;) {
     status = pod_ssh_once(life, NULL, command, input, answer_seconds, &result);
-    bool answered = status == MO_OK && result.status != 255 && !result.timed_out && !pod_stop;
+    bool answered = status == MO_OK && result.status != 255 && !result.timed_out && !pod_life_stopped(life);
     if (status != MO_OK || answered) break;
     status = pause_before_retry(life, began, "ssh", &result);
     pod_result_free(&result);
@@ -244,15 +247,36 @@ static mo_status build_rsync(const pod_life *life, const char *const *given, int
                    : MO_OK;
 }
 
-/* What went wrong, if it was no cut connection. */
-static mo_status refuse_rsync(pod_life *life, const pod_result *result) {
+/* The line of a text that has the word in it. */
+static bool line_with(const char *text, const char *word, char *line, size_t size) {
+  const char *found = strstr(text, word), *begin = found;
+  while (found && begin > text && begin[-1] != '\n') begin--;
+  if (found) snprintf(line, size, "%.*s", (int)strcspn(begin, "\r\n"), begin);
+  return found != NULL;
+}
+
+/* What went wrong, if it was no cut connection. here: what is copied is stored here. */
+static mo_status refuse_rsync(pod_life *life, const pod_result *result, bool here) {
+  static const char no_space[] = "No space left on device";
+  enum { FILE_ERROR = 11 };
   char line[300];
-  last_line(result->output, line, sizeof line);
-  if (strstr(result->output, "No space left on device"))
-    return MO_FAIL(MO_FAILED,
-                   "a disk is full, here or on the pod (%s): %s: raise deployment.container_disk_gb, or make room here",
-                   life->run.key, line);
-  return MO_FAIL(MO_FAILED, "rsync failed with status %d (%s): %s", result->status, life->run.key, line);
+  bool full = line_with(result->output, no_space, line, sizeof line);
+  if (!full) last_line(result->output, line, sizeof line);
+  if (!full && !line[0] && result->status == FILE_ERROR) {
+    full = true;
+    snprintf(line, sizeof line, "input/output error, probably a full disk");
+  }
+  /* The side that reads may fail as well. */
+  bool reading = strstr(result->output, "[sender]") && !strstr(result->output, "[receiver]");
+  if (here && !reading) life->local = true;
+  if (full && here)
+    return MO_FAIL(MO_FAILED, "this machine's disk is full (%s): %s: make room here", life->run.key, line);
+  if (full)
+    return MO_FAIL(MO_FAILED, "the pod's disk is full (%s): %s: raise deployment.container_disk_gb", life->run.key,
+                   line);
+  return MO_FAIL(MO_FAILED, "rsync failed with status %d %s (%s): %s", result->status,
+                 here ? "fetching from the pod" : "sending to the pod", life->run.key,
+                 line[0] ? line : "it gives no reason");
 }
 
 mo_status pod_rsync(pod_life *life, const char *const *given, int n, bool vanished) {
@@ -264,20 +288,23 @@ mo_status pod_rsync(pod_life *life, const char *const *given, int n, bool vanish
     arguments a = {.n = 0};
     pod_result result = {.status = -1};
     mo_status status = build_rsync(life, given, n, &a);
-    double left = life->run.deadline > 0 ? life->run.deadline - pod_now() : 0;
+    double left = pod_life_left(life);
+    bool here = n > 0 && strncmp(given[n - 1], "POD:", 4) != 0;
     if (status == MO_OK)
-      status = pod_process_run(life->settings, a.list, NULL, log, left > 1 ? left : 60, &pod_stop, &result);
+      status = pod_life_local(life, pod_process_run(life->settings, a.list, NULL, log, left > 1 ? left : 60,
+                                                    life->heedless ? NULL : &pod_stop, &result));
     free_arguments(&a);
     int ended = result.status;
     /* 10, 12, 30, 35 and 255 are connections; signals are an rsync that was ended from outside */
     bool cut = ended == 10 || ended == 12 || ended == 30 || ended == 35 || ended >= 128 || result.timed_out;
-    bool done = status == MO_OK && !pod_stop && (ended == 0 || (vanished && (ended == 24 || ended == 23)));
+    bool stopped = pod_life_stopped(life);
+    bool done = status == MO_OK && !stopped && (ended == 0 || (vanished && (ended == 24 || ended == 23)));
     if (status == MO_OK && !done) {
       if (strstr(result.output, "No space left on device")) cut = false;
-      if (cut || pod_stop)
+      if (cut || stopped)
         status = pause_before_retry(life, tries < MOST_TRIES ? began : -1e9, "rsync", &result);
       else
-        status = refuse_rsync(life, &result);
+        status = refuse_rsync(life, &result, here);
     }
     pod_result_free(&result);
     if (status != MO_OK || done) return status;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "pod/ledger_json.h"
 #include "pod/life.h"
 
 typedef struct {
@@ -30,13 +31,19 @@ static job *take_job(queue *q) {
 }
 
 /* A result that is there and no pod: nothing is to be done. */
-static bool done_before(const pod_life *life) {
+static mo_status look_before(const pod_life *life, bool *done) {
   const pod_run *run = &life->run;
-  return !run->id[0] && !(run->created > 0) && !life->need.config.output.overwrite && access(run->result, F_OK) == 0;
+  *done = !run->id[0] && !(run->created > 0) && !life->need.config.output.overwrite && access(run->result, F_OK) == 0;
+  if (!*done || !life->other) return MO_OK;
+  *done = false;
+  return MO_FAIL(MO_INVALID,
+                 "the result that is there was made with another config or other -s (%s): give output.path another "
+                 "place, or output.overwrite=true",
+                 run->result);
 }
 
 static mo_status do_job(job *j) {
-  j->before = done_before(&j->life);
+  MO_TRY(look_before(&j->life, &j->before));
   if (j->before) {
     pod_life_say(&j->life, "done before: %s", j->life.run.result);
     return MO_OK;
@@ -73,12 +80,12 @@ static mo_status run_all(queue *q, int parallel) {
 
 /* --- afterwards --- */
 
-/* With --terminate-on-interrupt. */
+/* With --terminate-on-interrupt: what is saved goes on in the next run. */
 static void end_all(queue *q) {
   for (int i = 0; i < q->n; i++) {
     pod_life *life = &q->jobs[i].life;
     bool there = life->run.id[0] || life->run.created > 0;
-    if (there) snprintf(life->run.error, sizeof life->run.error, "interrupted");
+    if (there) pod_life_salvage(life, "interrupted");
     if (there && pod_life_end(life, STEP_ENDED) != MO_OK) pod_life_say(life, "%s", mo_error_message());
     mo_error_clear();
   }
@@ -89,12 +96,7 @@ static int say_what_runs(const queue *q) {
   int running = 0;
   for (int i = 0; i < q->n; i++) {
     const pod_life *life = &q->jobs[i].life;
-    if (life->run.id[0])
-      pod_say_running(life->settings, life->run.id, life->run.name, life->run.price);
-    else if (life->run.created > 0)
-      pod_life_say(life,
-                   "a pod named %s may have been created: `moe-pod list` shows it, the same command goes on with it",
-                   life->run.name);
+    pod_say_run(life->settings, &life->run);
     running += life->run.id[0] || life->run.created > 0;
   }
   return running;
@@ -107,7 +109,8 @@ static const char *outcome(const job *j) {
 static mo_status report_json(const queue *q) {
   json_t *runs = json_array();
   for (int i = 0; i < q->n; i++) {
-    const job *j = &q->jobs[i];
+    job *j = &q->jobs[i];
+    pod_clean(j->error);
     const pod_run *run = &j->life.run;
     json_array_append_new(
         runs, json_pack("{s:s, s:s, s:s, s:f, s:s, s:s}", "key", run->key, "outcome", outcome(j), "result", run->result,
@@ -157,7 +160,7 @@ static mo_status conclude(queue *q, const pod_options *options) {
   if (stopped && failed)
     return MO_FAIL(
         MO_STOPPED,
-        "interrupted: %d pod%s left running: the same command goes on, `moe-pod cleanup --all` ends what is left",
+        "interrupted: %d pod%s left running: the same command goes on, `moe-pod terminate --all` ends what is left",
         running, mo_plural(running));
   if (!failed) return MO_OK;
   if (q->n == 1) return MO_FAIL(worst, "%s", first ? first->error : "stopped");
@@ -222,7 +225,8 @@ static mo_status add_prospect(prospect *p, job *j, const pod_options *options) {
   int n = 0;
   pod_life *life = &j->life;
   pod_limits limits = {.max_price = options->max_price, .community = options->community};
-  bool done = done_before(life);
+  bool done;
+  MO_TRY(look_before(life, &done));
   pod_choice none = {.name = "done before"};
   if (!done) MO_TRY(pod_choose_now(life->http, &life->need, &limits, &choices, &n));
   const pod_choice *best = n > 0 ? choices : &none;

@@ -61,6 +61,11 @@ class Account:
         self.public_key = pod_host.make_key(self.identity)
 
 
+def folder_of(pod):
+    """Of its run, on the pod."""
+    return pod.host.session["MOE_POD_REMOTE_DIR"] / "pods" / pod.name
+
+
 def sections(model, output, **more):
     return {
         "model": {"path": model},
@@ -86,6 +91,7 @@ class Repository:
         shutil.copytree(helpers.ROOT / "src" / "pod" / "remote", folder / "src" / "pod" / "remote")
         for name in ("slurm", "scripts"):
             shutil.copytree(helpers.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "CMakeLists.txt").touch()
         (folder / "models").mkdir()
         for shape in shapes:
             self.add(shape, sections(f"models/{shape}", f"results/{shape}.h5"))

@@ -148,6 +148,16 @@ def watchdog_ends_what_hangs(study):
     study.wait(lambda: not study.emulator.alive(), what="the pod goes on")
 
 
+@scenes.add(container={"MOE_POD_INIT": "none", "MOE_POD_TICK": "0.3"})
+def watchdog_never_gives_up(study):
+    """RunPod's API refuses, and the container cannot be stopped from the inside."""
+    study.emulator.fail("DELETE", "/v2/pods/.*", "500", times=4)
+    pod = leave_alone(study, MOE_POD_STALL="2")
+    study.wait(lambda: not study.emulator.alive(), what="the pod goes on")
+    answers = [call.status for call in study.emulator.calls if call.method == "DELETE" and pod.id in call.path]
+    assert answers == [500] * 4 + [204], answers
+
+
 # --- the whole ---
 
 
@@ -176,9 +186,30 @@ def sweep_of_three(study):
 
 
 @scenes.add()
+def pods_of_one_volume(study):
+    """Each has its own watchdog and its own place, at the same time and one after the other."""
+    study.hold.touch()
+    configs = [f"configs/{name}.cfg" for name in pod_study.SHAPES]
+    with study.running("sweep", *configs, "--parallel", "2", MOE_POD_VOLUME=study.emulator.add_volume()) as process:
+
+        def watched():
+            pods = [each for each in study.emulator.pods.values() if each.host]
+            return len(pods) == 2 and all((pod_study.folder_of(pod) / "runs").exists() for pod in pods) and pods
+
+        pods = study.wait(watched, what="no two pods")
+        assert len({pod_study.folder_of(pod) for pod in pods}) == 2
+        assert len({pod.host.session["MOE_POD_REMOTE_DIR"] for pod in pods}) == 1
+        for pod in pods:
+            study.wait((pod_study.folder_of(pod) / "watchdog.lock").exists, what="a pod has no watchdog")
+        study.hold.unlink()
+        study.finish(process)
+    study.assert_done(*pod_study.SHAPES)
+
+
+@scenes.add()
 def only_what_git_tracks_is_sent(study):
     with study.held("run", CONFIG) as (process, pod):
-        source = pod.host.session["MOE_POD_REMOTE_DIR"] / "source"
+        source = pod_study.folder_of(pod) / "source"
         assert (source / CONFIG).is_file() and (source / "models" / MODEL / "config.json").is_file()
         assert not (source / "not tracked.bin").exists() and not (source / ".env").exists()
         study.hold.unlink()
@@ -213,8 +244,12 @@ def logs_status_and_fetch(study):
         (run,) = status["runs"]
         assert run["name"] == MODEL or run["key"] == MODEL
         process.kill()
-    study.hold.unlink()
-    result = pod.host.session["MOE_POD_REMOTE_DIR"] / "source" / "results" / f"{MODEL}.h5"
+        process.wait()
+        with study.running("logs", MODEL, "-f") as follower:  # holds nothing, and ends with the run
+            study.hold.unlink()
+            output = study.finish(follower)
+            assert "layer" in output, output
+    result = pod_study.folder_of(pod) / "source" / "results" / f"{MODEL}.h5"
     study.wait(result.exists)
     assert "layer" in study.call("logs", MODEL)
     study.call("fetch", MODEL)
@@ -353,6 +388,7 @@ def cluster_of_two(study):
     study.call("run", CONFIG, MOE_POD_VOLUME=study.emulator.add_volume())
     (cluster,) = study.emulator.cluster_history
     assert cluster.request["type"] == "TRAINING" and len(cluster.pods) == 2
+    assert "args" not in cluster.request, "its members would end themselves, as they have no watchdog"
     study.assert_done(MODEL)
     status = study.json("status")
     assert close(sum(run["cost"] for run in status["runs"]), study.emulator.billed(), 2), status

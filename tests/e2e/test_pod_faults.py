@@ -2,6 +2,7 @@
 """moe-pod against an emulated RunPod whose calls fail and whose pods come late or go early, and moe-pod killed: there
 are always results or a clear error in the end, and never a pod that nobody knows of, nor two for one model."""
 
+import contextlib
 import os
 import re
 import signal
@@ -302,7 +303,7 @@ def pod_vanishes_and_what_is_saved_is_not_lost(study):
 
     def is_under_way():
         for pod in study.emulator.pods.values():
-            output = pod.host.session["MOE_POD_REMOTE_DIR"] / "out"
+            output = pod_study.folder_of(pod) / "out"
             for journal in output.glob("r.h5.resume/journal-*.log"):
                 if journal.stat().st_size > 1000000:
                     ranks[:] = [pid for pid in pod.host.processes() if is_rank(pid)]
@@ -354,6 +355,144 @@ def no_disk_left_for_the_result(study):
     assert "No space left on device" in output or re.search(r"run\.log", output), output
     logs = [path.read_text(errors="replace") for path in (study.folder / ".moe-pod").rglob("run.log")]
     assert any("No space left on device" in text for text in logs)
+    study.assert_nothing_left()
+
+
+@scenes.add()
+def no_place_here_for_the_result(study):
+    """A finished result stays on its pod until this machine can store it; what has no place from the start is not
+    ordered."""
+    results = study.folder / "results"
+    with study.held("run", CONFIG) as (process, pod):
+        results.rmdir()
+        results.write_text("in the way")
+        study.hold.unlink()
+        output, _ = process.communicate(timeout=120 * helpers.SLOW)
+    assert process.returncode == 1 and "the result is still on the pod" in output, output
+    assert f"moe-pod terminate {pod.id}" in output and study.emulator.alive() == [pod.id], output
+    results.unlink()
+    study.call("run", CONFIG)
+    study.assert_done(MODEL)
+    assert len(study.emulator.history) == 1
+    output = study.call("run", CONFIG, "-s", f"output.path={CONFIG}/r.h5", status=1)
+    assert "cannot make the folder" in output and len(study.emulator.history) == 1, output
+
+
+@scenes.add()
+def full_disk_here(study):
+    """What cannot be recorded neither ends a healthy run nor its pod."""
+    folder = study.hold.parent / "state"
+    with helpers.small_disk(folder, "1m"):
+        with study.held("run", CONFIG, MOE_POD_STATE=str(folder)) as (process, pod):
+            with contextlib.suppress(OSError):
+                (folder / "filler").write_bytes(bytes(2000000))
+            time.sleep(2)
+            assert process.poll() is None
+            study.hold.unlink()
+            output, _ = process.communicate(timeout=120 * helpers.SLOW)
+        assert process.returncode == 1 and f"moe-pod terminate {pod.id}" in output, output
+        assert study.emulator.alive() == [pod.id]
+        (folder / "filler").unlink()
+        study.call("run", CONFIG, MOE_POD_STATE=str(folder))
+        study.assert_done(MODEL)
+        assert len(study.emulator.history) == 1
+
+
+@scenes.add()
+def error_is_no_text(study):
+    """The pod is ended whatever its last words are."""
+    image = study.hold.parent / "moe-outliers"
+    words = r"error: \xff half \xe2\x82"
+    image.write_text(
+        image.read_text().replace("exec ", f"[[ $1 != run ]] || {{ printf '{words}' >&2; exit 1; }}\nexec ")
+    )
+    output = study.call("run", CONFIG, status=1)
+    assert "error: ? half ??" in output and "still running" not in output, output
+    study.assert_nothing_left()
+    assert study.json("status")["runs"][0]["error"].count("?") >= 3
+
+
+@scenes.add()
+def second_pod_is_listed_late(study):
+    """Of an order whose answer was lost, after another one was answered and the client was killed."""
+    emulator = study.emulator
+    emulator.fail("POST", "/v2/pods", "drop")
+    hidden, list_pods = [True], emulator.listPods
+
+    def listed(parts, query, body):
+        status, answer = list_pods(parts, query, body)
+        first = emulator.history[0].id if emulator.history else None
+        return status, {"pods": [pod for pod in answer["pods"] if not (hidden[0] and pod["id"] == first)]}
+
+    emulator.listPods = listed
+    study.hold.touch()
+    with study.running("run", CONFIG) as process:
+        study.wait(study.hold.with_suffix(".ticks").exists, 60, "the run does not begin")
+        process.kill()
+    hidden[0] = False
+    first, second = (pod.id for pod in emulator.history)
+    live = {pod["id"]: pod["live"] for pod in study.json("list")["pods"]}
+    assert live == {first: False, second: True}
+    with study.running("run", CONFIG) as process:
+        study.wait(lambda: emulator.alive() == [second], 30, "the first pod goes on")
+        study.hold.unlink()
+        study.finish(process)
+    study.assert_same(MODEL)
+    assert not emulator.alive() and len(emulator.history) == 2
+
+
+@scenes.add()
+def what_runs_is_said(study):
+    """By every command, whatever becomes of it; a result of other settings is not taken for this one."""
+    study.call("run", CONFIG, "--keep")
+    (pod,) = study.emulator.pods.values()
+    said = rf"still running: {pod.id} .*\$0\.40 per hour.* moe-pod terminate {pod.id}"
+    other = ("run", CONFIG, "-s", "analysis.threshold=3.0")
+    commands = [
+        (("run", "configs/none.cfg"), 2),
+        (("sweep", CONFIG, "configs/none.cfg"), 2),
+        (other, 2),
+        (("fetch", MODEL), 0),
+        (("logs", MODEL), 0),
+        (("status", "no such run"), 2),
+    ]
+    for command, status in commands:
+        output = study.call(*command, status=status)
+        assert len(re.findall(said, output)) == 1, f"{command}: {output}"
+    (study.folder / ".env").write_text("this is no line of it\n")
+    assert re.search(said, study.call("status", status=2))
+    (study.folder / ".env").unlink()
+    assert "still running" not in study.call("run", CONFIG)
+    study.assert_done(MODEL)
+    assert "output.overwrite" in study.call(*other, status=2)
+    assert len(study.emulator.history) == 1
+
+
+@scenes.add()
+def dearer_than_the_catalog_says(study):
+    def observe(moment, method, path):
+        if (moment, method) == ("after", "POST"):
+            for pod in study.emulator.pods.values():
+                pod.price = 40.0
+
+    study.emulator.observe = observe
+    output = study.call("run", CONFIG, "--max-price", "0.5", status=1)
+    assert "$40.00 per hour, more than the $0.50 that --max-price allows" in output, output
+    assert len(study.emulator.history) == 1
+    study.assert_nothing_left()
+
+
+@scenes.add()
+def interrupted_for_good(study):
+    """With --terminate-on-interrupt: what there is of the run is brought before its pod goes."""
+    with study.held("run", CONFIG, "--terminate-on-interrupt") as (process, pod):
+        time.sleep(1)
+        (log,) = (study.folder / ".moe-pod" / "runs").glob(f"*/{pod.id}/setup.log")
+        log.unlink()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60 * helpers.SLOW)
+    assert process.returncode == 1 and "still running" not in output, output
+    assert log.is_file(), output
     study.assert_nothing_left()
 
 

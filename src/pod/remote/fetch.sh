@@ -12,8 +12,9 @@ if [[ -f $file ]]; then
   rm -f "$file"
   export HF_TOKEN
 fi
-export HF_HOME=${HF_HOME:-$DIR/hub} # the watchdog sees it grow
-exec 9>"$DIR/fetch.lock"
+export HF_HOME=${HF_HOME:-$BASE/hub} # the watchdog sees it grow
+# Of two pods with the same model one fetches it.
+exec 9>"$BASE/models/.$(printf '%s' "$path" | sha256sum | cut -c 1-16).lock"
 flock 9
 cd "$DIR/source"
 config=$DIR/runs/$key/$key.cfg

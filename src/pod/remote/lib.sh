@@ -1,8 +1,11 @@
 # shellcheck shell=bash
-# What the scripts on the pod share. They live in $DIR/remote; $DIR is the folder of everything that belongs to moe-pod.
+# What the scripts on the pod share. They live in $DIR/remote. $DIR, BASE/pods/NAME, is the run's folder: no other run
+# uses it, and no two pods at a time. $BASE, which may be on a network volume, has what runs share: hub, models, builds.
 
 # shellcheck disable=SC2034 # used by those who read this file
 DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck disable=SC2034
+BASE=$(cd "$DIR/../.." && pwd)
 
 say() { printf 'moe-pod: %s\n' "$*"; }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # setup.sh KEY TREE COMMIT: makes $DIR/program, a moe-outliers of the source that was sent. TREE: hash of that source.
 # COMMIT: what its --version would say. Taken as they are: MOE_POD_PROGRAM of the container, a moe-outliers in PATH of
-# the same commit, a former build of TREE.
+# the same commit, a former build of TREE for such a machine.
 set -euo pipefail
 # shellcheck source=src/pod/remote/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,9 +19,20 @@ take() {
   flock -u 9 2>/dev/null || true
   while read -r host _; do
     say "setting up member $host"
-    ssh -n "${ssh_options[@]}" "$host" "MOE_POD_MEMBER=1 bash '$DIR/remote/setup.sh' '$key' '$tree' '$commit'"
+    ssh -n "${ssh_options[@]}" "$host" "MOE_POD_MEMBER='$build' bash '$DIR/remote/setup.sh' '$key' '$tree' '$commit'"
   done < <(tail -n +2 "$DIR/hosts")
 }
+
+# machine: what a build is for beside the source: the GPUs' kind, the processor's instructions, the system's libraries.
+machine() {
+  local gpus
+  gpus=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | tr '\n' '-') || gpus=
+  printf '%s' "${gpus:-cpu-}"
+  { uname -m && sed -nE '/^(flags|Features)/{p;q}' /proc/cpuinfo && cat /etc/os-release; } 2>/dev/null |
+    sha256sum | cut -c 1-12
+}
+build=${MOE_POD_MEMBER:-} # of rank 0, on the other members of a cluster
+build=${build:-$BASE/builds/${tree:0:16}-$(machine)}
 
 given=$(variable MOE_POD_PROGRAM)
 if [[ -n $given ]]; then
@@ -40,28 +51,27 @@ if there=$(command -v moe-outliers) && fits "$there"; then
   take "$there"
   exit 0
 fi
-exec 9>"$DIR/build.lock"
+mkdir -p "$BASE/builds"
+exec 9>"$build.lock"
 flock 9
-built=$DIR/source/build/default/moe-outliers
+program=$build/build/default/moe-outliers
+[[ -d $DIR/source/build && ! -L $DIR/source/build ]] || ln -sfn "$build/build" "$DIR/source/build"
 # On a network volume the build may be another container's, and this one lack its libraries: then scripts/setup brings
 # them.
-if [[ $(cat "$DIR/built" 2>/dev/null) == "$tree" ]] && "$built" --version >/dev/null 2>&1; then
-  take "$built"
+if [[ -e $build/.built ]] && "$program" --version >/dev/null 2>&1; then
+  take "$program"
   exit 0
 fi
-cd "$DIR/source"
-# What was sent before and is not any more would be compiled as well.
-if [[ -f $DIR/sent.before ]]; then
-  LC_ALL=C comm -23 "$DIR/sent.before" "$DIR/sent" | tr '\n' '\0' | xargs -0 -r rm -f --
+if [[ ! -e $build/.built ]]; then
+  mkdir -p "$build"
+  rsync -a --files-from="$DIR/sent" "$DIR/source/" "$build/"
 fi
-cp "$DIR/sent" "$DIR/sent.before"
-rm -f "$DIR/built"
+cd "$build"
 if [[ -d /usr/local/cuda/bin ]]; then export PATH=$PATH:/usr/local/cuda/bin; fi
 scripts/setup
-if nvidia-smi -L >/dev/null 2>&1 && ! "$built" --version | grep -q '^backends:.*cuda'; then
+if nvidia-smi -L >/dev/null 2>&1 && ! "$program" --version | grep -q '^backends:.*cuda'; then
   say "error: built without CUDA although there are GPUs: the image has no nvcc: choose another (MOE_POD_IMAGE)"
   exit 1
 fi
-printf '%s' "$tree" >"$DIR/built.new"
-mv "$DIR/built.new" "$DIR/built"
-take "$built"
+touch .built
+take "$program"

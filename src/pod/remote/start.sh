@@ -10,13 +10,22 @@ at=$DIR/runs/$key/$step
 mkdir -p "$DIR/runs/$key"
 touch "$DIR/contact"
 
+forget_token() { # nobody will read it, but a step that has just begun
+  local file
+  file=$(variable MOE_POD_SHM)
+  file=${file:-/dev/shm}/moe-outliers-$key.token
+  [[ ! -e $file ]] || { sleep 1 && rm -f "$file"; }
+}
+
 exec 8>"$at.starting" # two clients, or one whose first call is still under way
 flock 8
 if alive "$at.pid"; then
+  forget_token
   echo "@moe-pod runs"
   exit 0
 fi
 if [[ $(cat "$at.status" 2>/dev/null) == 0 && $(cat "$at.arguments" 2>/dev/null) == "$*" ]]; then
+  forget_token
   echo "@moe-pod done"
   exit 0
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ends this pod when nobody else does: at its deadline; when all that was started has ended and no client has been
 # here for `grace` seconds; when nothing has got on for `stall` seconds. Settings: $DIR/watchdog.conf, which a client
-# may replace at any time. One per pod.
+# may replace at any time. One per pod. It never gives up: what has not ended the pod is tried again.
 set -uo pipefail
 # shellcheck source=src/pod/remote/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -11,6 +11,8 @@ tick=$(variable MOE_POD_TICK)
 tick=${tick:-30} # may have a fraction
 pause=$tick
 if [[ ${tick%%.*} =~ ^[0-9]{2,}$ ]]; then pause=10; fi
+long=$tick # between two attempts to end the pod: ten ticks
+for _ in {1..9}; do long="$long $tick"; done
 deadline=0 grace=900 stall=1800 api='' cluster=''
 
 read_settings() {
@@ -35,9 +37,13 @@ age() { # seconds since the youngest of the files changed
 }
 
 # Something that changes as long as work gets on: what is stored, and what the logs say of it, not that time goes by.
+# What runs share counts while this one may be writing there, or waiting for one that does.
 progress() {
-  du -sb --exclude='*.log' --exclude=contact "$DIR" 2>/dev/null | cut -f 1
-  local log
+  local log pid folders=("$DIR")
+  for pid in "$DIR"/runs/*/{setup,fetch}.pid; do
+    alive "$pid" && folders=("$DIR" "$BASE"/builds "$BASE"/hub "$BASE"/models)
+  done
+  du -scb --exclude='*.log' --exclude=contact "${folders[@]}" 2>/dev/null | tail -n 1
   for log in "$DIR"/runs/*/*.log; do
     [[ ! -r $log ]] || grep -avE 'nothing read for|working: ' "$log" | wc -c
     [[ ! -r $log ]] || tail -c 4000 "$log" | grep -aoE '[0-9]+ %, [0-9.e+]+ of' | tail -n 1
@@ -64,8 +70,28 @@ delete() {
     curl --silent --show-error --fail --max-time 60 --output /dev/null --config - --request DELETE "$api/v2/$1"
 }
 
-end() {
+# Stops the container from the inside, which ends its work but keeps no account of it. No signal from inside ends a
+# container's first process, but it ends by itself when its children are gone: so all others are ended, if the first
+# process's environment says that this is that container. This one is left, and goes on.
+stop_container() {
   local id init
+  id=$(variable RUNPOD_POD_ID)
+  init=$(variable MOE_POD_INIT)
+  if [[ -n $init ]]; then
+    echo "$(date -u +%FT%TZ) DELETE did not end it: stopping the container (process $init)"
+    kill -TERM "$init" 2>/dev/null
+    sleep "$pause"
+    kill -KILL "$init" 2>/dev/null
+  elif [[ -n $id && -z ${MOE_POD_ENVIRON:-} ]] && grep -qzx "RUNPOD_POD_ID=$id" /proc/1/environ; then
+    echo "$(date -u +%FT%TZ) DELETE did not end it: ending all processes of the container"
+    kill -TERM -- -1
+    sleep "$pause"
+    kill -KILL -- -1
+  fi
+}
+
+end() {
+  local id
   echo "$(date -u +%FT%TZ) ending: $*"
   id=$(variable RUNPOD_POD_ID)
   for _ in 1 2 3; do
@@ -77,14 +103,16 @@ end() {
     sleep "$pause"
   done
   sleep "$tick"
-  # Still here: the container is stopped from the inside, which ends its work but keeps no account of it.
-  init=$(variable MOE_POD_INIT)
-  if [[ -z $init && -z ${MOE_POD_ENVIRON:-} ]]; then init=1; fi
-  [[ -n $init ]] || return
-  echo "$(date -u +%FT%TZ) DELETE did not end it: stopping the container (process $init)"
-  kill -TERM "$init" 2>/dev/null
-  sleep "$pause"
-  kill -KILL "$init" 2>/dev/null
+  stop_container # still here
+}
+
+# The end is decided; nothing but the container's own keeps this from trying.
+end_for_good() {
+  while :; do
+    end "$@"
+    # shellcheck disable=SC2086 # words
+    sleep $long
+  done
 }
 
 # A transfer by rsync that goes on, which may take longer than anything else; one that hangs ends itself.
@@ -103,19 +131,16 @@ while :; do
     since=$SECONDS
   fi
   if ((deadline > 0 && $(now) >= deadline)); then
-    end "its time is over"
-    exit 0
+    end_for_good "its time is over"
   fi
   if ! busy && (($(age "$DIR/contact" "$DIR"/runs/*/*.status) > grace)); then
-    end "all is done, and no client has come for $grace s"
-    exit 0
+    end_for_good "all is done, and no client has come for $grace s"
   fi
   state=$(progress)
   if [[ $state != "$seen" ]]; then
     seen=$state since=$SECONDS
   elif ((SECONDS - since > stall)); then
-    end "nothing has got on for $stall s"
-    exit 0
+    end_for_good "nothing has got on for $stall s"
   fi
   sleep "$tick" 7>&- &
   wait "$!"
