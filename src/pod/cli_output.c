@@ -40,7 +40,7 @@ void pod_say(const pod_settings *settings, const char *format, ...) {
 enum { MOST_SAID = 256 };
 static struct {
   pthread_mutex_t mutex;
-  char ids[MOST_SAID][64];
+  char ids[MOST_SAID][128]; /* or names, of what has no id yet */
   int n;
 } said = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
