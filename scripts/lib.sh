@@ -1,5 +1,16 @@
 # shellcheck shell=bash
-# What scripts/sweep and slurm/ know of configs and results. They set PROGRAM, moe-outliers with its options, and read this file.
+# What scripts/demo, scripts/sweep and slurm/ know of mpirun, configs and results. They read this file; PROGRAM is moe-outliers with
+# its options.
+
+# Open MPI refuses more ranks than cores, and root (as in containers), unless told (PRTE_: version 5); quiet: the program prints its
+# own error line.
+let_mpirun() {
+  export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_orte_execute_quiet=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+  if ((EUID == 0)); then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  fi
+}
 
 stem() {
   local name=${1##*/}

@@ -146,9 +146,7 @@ def check(path: str | pathlib.Path, overrides: list[str] = ()) -> None:
     program = next((program for program in programs if program and os.access(program, os.X_OK)), None)
     if not program:
         return
-    # Of what comes after the keys it shall do nothing: ask no network, count no parameters.
-    nothing = ["model.path=/dev/null", "model.config="]
-    argv = [program, "plan", path, *(word for text in (*overrides, *nothing) for word in ("-s", text))]
+    argv = [program, "config", path, *(word for text in overrides for word in ("-s", text))]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

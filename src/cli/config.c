@@ -1,4 +1,4 @@
-/* moe-outliers config CONFIG [SECTION.KEY]... [--result-of FILE.h5] [-s section.key=value]... */
+/* moe-outliers config CONFIG [SECTION.KEY]... [--result FILE.h5] [-s section.key=value]... */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +44,7 @@ static mo_status parse(config_arguments *config, const char **keys, int argc, ch
 /* The values of a config as run. NULL with the error recorded. */
 static json_t *values_of(const char *text, const char *name, char **json) {
   if (mo_config_json(json, text, name) != MO_OK) return NULL;
-  json_t *root = json_loads(*json, JSON_DECODE_ANY, NULL);
+  json_t *root = json_loads(*json, 0, NULL);
   if (!root) (void)MO_FAIL(MO_FAILED, "config with numbers out of range (%s): check its values", name);
   return root;
 }

@@ -5,23 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/utf8.h"
+
 #define REPLACEMENT 0xFFFD /* for a byte that is no part of a character */
 
 /* The character at *at, which is not at the end; *at moves behind it, or behind one byte that is wrong. */
 static uint32_t next_character(const unsigned char **at) {
-  static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000}; /* by length: a smaller one is too long */
-  const unsigned char *c = (*at)++;
-  if (*c < 0x80) return *c;
-  int length = *c >= 0xF0 ? 4 : *c >= 0xE0 ? 3 : 2;
-  if (*c < 0xC0 || *c > 0xF4) return REPLACEMENT;
+  const unsigned char *c = *at;
+  size_t length = mo_utf8_length(c);
+  *at = c + (length ? length : 1);
+  if (length == 0) return REPLACEMENT;
+  if (length == 1) return *c;
   uint32_t character = *c & (0x7Fu >> length);
-  for (int i = 1; i < length; i++) {
-    if ((c[i] & 0xC0) != 0x80) return REPLACEMENT; /* also at the end of the text */
-    character = character << 6 | (c[i] & 0x3F);
-  }
-  if (character < least[length] || character > 0x10FFFF || (character >= 0xD800 && character < 0xE000))
-    return REPLACEMENT;
-  *at = c + length;
+  for (size_t i = 1; i < length; i++) character = character << 6 | (c[i] & 0x3F);
   return character;
 }
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/utf8.h"
 #include "config_internal.h"
 
 static void value_clear(mo_key_value *value) {
@@ -123,23 +124,11 @@ static mo_status take_float(const mo_key *key, mo_key_value *value, const config
   return out_of_range(key, text, place);
 }
 
-/* Length of the well-formed UTF-8 character at s, 0 if there is none or it is a control character. */
-static size_t utf8_character(const unsigned char *s) {
-  if (s[0] < 0x80) return s[0] >= 0x20 && s[0] != 0x7f;
-  size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-  if (s[0] < 0xc2 || s[0] > 0xf4) return 0;
-  for (size_t i = 1; i < n; i++)
-    if ((s[i] & 0xc0) != 0x80) return 0;
-  bool overlong = (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90);
-  bool outside = (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf4 && s[1] > 0x8f);
-  return overlong || outside ? 0 : n;
-}
-
 /* The result file stores the config as UTF-8, so other bytes are refused here, where the key is known. */
 static mo_status check_text(const mo_key *key, const char *text, const char *place) {
   for (const unsigned char *s = (const unsigned char *)text; *s;) {
-    size_t n = utf8_character(s);
-    if (n == 0)
+    size_t n = mo_utf8_length(s);
+    if (n == 0 || s[0] < 0x20 || s[0] == 0x7f)
       return MO_FAIL(MO_INVALID, "%s.%s has a control character or is not UTF-8 (%s): give plain UTF-8 text",
                      key->section, key->name, place);
     s += n;

@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "pipeline/journal_format.h"
 
 typedef struct {
@@ -34,13 +35,7 @@ mo_status mo_folder_fail(const mo_folder *folder, const char *name, const char *
 }
 
 mo_status mo_write_all(int descriptor, const void *data, size_t bytes, const mo_folder *folder, const char *name) {
-  for (size_t done = 0; done < bytes;) {
-    ssize_t n = write(descriptor, (const char *)data + done, bytes - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return mo_folder_fail(folder, name, "write", n < 0 ? errno : ENOSPC);
-    done += (size_t)n;
-  }
-  return MO_OK;
+  return mo_write_fully(descriptor, data, bytes) ? MO_OK : mo_folder_fail(folder, name, "write", errno);
 }
 
 mo_status mo_read_at(int descriptor, void *data, size_t bytes, int64_t offset, size_t *got, const mo_folder *folder,

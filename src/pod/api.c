@@ -25,24 +25,46 @@ static mo_status get_list(pod_http *http, const char *path, const char *wrapper,
   return pod_api_strange(call, what);
 }
 
-static mo_status read_pods(pod_http *http, const char *path, pod_pod **pods, int *n) {
+/* Reads the objects of a list into rows of `size` bytes, which start as zeros; caller frees *rows. keep: which objects count, NULL:
+ * all. */
+static mo_status read_list(pod_http *http, const char *path, const char *wrapper, size_t size,
+                           mo_status (*read)(const json_t *object, void *row), bool (*keep)(const json_t *object),
+                           void **rows, int *n) {
   pod_answer answer = {0};
   json_t *list, *object;
   size_t i;
-  *pods = NULL;
+  char *made = NULL;
+  *rows = NULL;
   *n = 0;
   mo_status status;
-  MO_TRY_TO(done, get_list(http, path, "pods", &answer, &list));
-  *pods = mo_alloc(json_array_size(list), sizeof **pods);
-  MO_TRY_TO(done, *pods ? MO_OK : MO_FAILED);
-  json_array_foreach(list, i, object) MO_TRY_TO(done, pod_json_pod(object, *pods + i, "GET /v2/pods"));
-  *n = (int)json_array_size(list);
-done:
-  pod_answer_free(&answer);
-  if (status != MO_OK) {
-    free(*pods);
-    *pods = NULL;
+  MO_TRY_TO(done, get_list(http, path, wrapper, &answer, &list));
+  made = mo_alloc(json_array_size(list), size);
+  MO_TRY_TO(done, made ? MO_OK : MO_FAILED);
+  json_array_foreach(list, i, object) {
+    MO_TRY_TO(done, read(object, made + (size_t)*n * size));
+    *n += !keep || keep(object);
   }
+  *rows = made;
+  made = NULL;
+done:
+  free(made);
+  if (status != MO_OK) *n = 0;
+  pod_answer_free(&answer);
+  return status;
+}
+
+static mo_status read_pod(const json_t *object, void *row) { return pod_json_pod(object, row, "GET /v2/pods"); }
+
+static mo_status read_cluster(const json_t *object, void *row) {
+  return pod_json_cluster(object, row, "GET /v2/clusters");
+}
+
+static mo_status read_gpu(const json_t *object, void *row) { return pod_json_gpu(object, row, "GET /v2/catalog/gpus"); }
+
+static mo_status read_pods(pod_http *http, const char *path, pod_pod **pods, int *n) {
+  void *rows;
+  mo_status status = read_list(http, path, "pods", sizeof **pods, read_pod, NULL, &rows, n);
+  *pods = rows;
   return status;
 }
 
@@ -51,53 +73,21 @@ mo_status pod_api_pods(pod_http *http, pod_pod **pods, int *n) {
 }
 
 mo_status pod_api_clusters(pod_http *http, pod_cluster **clusters, int *n) {
-  static const char path[] = "/v2/clusters";
-  pod_answer answer = {0};
-  json_t *list, *object;
-  size_t i;
-  *clusters = NULL;
-  *n = 0;
-  mo_status status;
-  MO_TRY_TO(done, get_list(http, path, "clusters", &answer, &list));
-  *clusters = mo_alloc(json_array_size(list), sizeof **clusters);
-  MO_TRY_TO(done, *clusters ? MO_OK : MO_FAILED);
-  json_array_foreach(list, i, object) MO_TRY_TO(done, pod_json_cluster(object, *clusters + i, "GET /v2/clusters"));
-  *n = (int)json_array_size(list);
-done:
-  pod_answer_free(&answer);
-  if (status != MO_OK) {
-    free(*clusters);
-    *clusters = NULL;
-  }
+  void *rows;
+  mo_status status = read_list(http, "/v2/clusters", "clusters", sizeof **clusters, read_cluster, NULL, &rows, n);
+  *clusters = rows;
   return status;
 }
 
 mo_status pod_api_gpus(pod_http *http, int count, bool community, bool cluster, pod_gpu_type **types, int *n) {
   char path[PATH] = "/v2/catalog/gpus";
-  pod_answer answer = {0};
-  json_t *list, *object;
-  size_t i;
+  void *rows;
   if (count > 0)
     snprintf(path, sizeof path,
              "/v2/catalog/gpus?include=AVAILABILITY&product=%s&count=%d&cloud=%s&minCudaVersion=" POD_MIN_CUDA,
              cluster ? "CLUSTER" : "POD", count, community ? "COMMUNITY" : "SECURE");
-  *types = NULL;
-  *n = 0;
-  mo_status status;
-  MO_TRY_TO(done, get_list(http, path, "gpus", &answer, &list));
-  *types = mo_alloc(json_array_size(list), sizeof **types);
-  MO_TRY_TO(done, *types ? MO_OK : MO_FAILED);
-  json_array_foreach(list, i, object) {
-    MO_TRY_TO(done, pod_json_gpu(object, *types + *n, "GET /v2/catalog/gpus"));
-    *n += pod_json_gpu_works(object);
-  }
-done:
-  pod_answer_free(&answer);
-  if (status != MO_OK) {
-    free(*types);
-    *types = NULL;
-    *n = 0;
-  }
+  mo_status status = read_list(http, path, "gpus", sizeof **types, read_gpu, pod_json_gpu_works, &rows, n);
+  *types = rows;
   return status;
 }
 

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/files.h"
+
 mo_status pod_path(char path[POD_PATH_BYTES], const char *format, ...) {
   va_list args;
   va_start(args, format);
@@ -19,19 +21,9 @@ mo_status pod_path(char path[POD_PATH_BYTES], const char *format, ...) {
 }
 
 mo_status pod_make_folders(const char *path) {
-  char part[POD_PATH_BYTES];
-  MO_TRY(pod_path(part, "%s", path));
-  for (char *c = part + 1;; c++) {
-    if (*c != '/' && *c) continue;
-    char end = *c;
-    *c = '\0';
-    struct stat info;
-    int error = mkdir(part, 0700) == 0 ? 0 : errno;
-    if (error && (stat(part, &info) != 0 || !S_ISDIR(info.st_mode)))
-      return MO_FAIL(MO_FAILED, "cannot make the folder (%s): %s: choose another place", part, strerror(error));
-    if (!end) return MO_OK;
-    *c = end;
-  }
+  size_t bad = mo_make_folders(path, 0700);
+  if (bad == 0) return MO_OK;
+  return MO_FAIL(MO_FAILED, "cannot make the folder (%.*s): %s: choose another place", (int)bad, path, strerror(errno));
 }
 
 mo_status pod_make_folder_of(const char *path) {
@@ -54,22 +46,11 @@ static mo_status flush_folder_of(const char *path) {
   return status;
 }
 
-static bool write_all(int descriptor, const char *data, size_t bytes) {
-  while (bytes > 0) {
-    ssize_t n = write(descriptor, data, bytes);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    data += n;
-    bytes -= (size_t)n;
-  }
-  return true;
-}
-
 mo_status pod_write_durably(const char *path, const void *data, size_t bytes, mode_t mode) {
   char temporary[POD_PATH_BYTES];
   MO_TRY(pod_path(temporary, "%s.new", path));
   int descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-  bool good = descriptor >= 0 && write_all(descriptor, data, bytes) && fsync(descriptor) == 0;
+  bool good = descriptor >= 0 && mo_write_fully(descriptor, data, bytes) && fsync(descriptor) == 0;
   int error = errno;
   if (descriptor >= 0 && close(descriptor) != 0 && good) error = errno, good = false;
   if (good && rename(temporary, path) != 0) error = errno, good = false;

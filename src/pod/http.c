@@ -9,6 +9,7 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "common/patience.h"
 #include "moe_outliers/build_info.h"
 #include "moe_outliers/clock.h"
 #include "pod/http_wait.h"
@@ -72,7 +73,7 @@ static size_t take_header(char *data, size_t size, size_t n, void *context) {
   memcpy(value, colon + 1, length);
   value[length] = '\0';
   value[strcspn(value, "\r\n")] = '\0';
-  if (strncasecmp(data, retry, sizeof retry - 1) == 0) a->retry_after = pod_retry_after(value, time(NULL));
+  if (strncasecmp(data, retry, sizeof retry - 1) == 0) a->retry_after = mo_retry_after(value, time(NULL));
   if (strncasecmp(data, limit, sizeof limit - 1) == 0) a->rate_limit = pod_rate_limit(value);
   return n;
 }

@@ -1,20 +1,10 @@
 #include "pod/http_wait.h"
 
 #include <ctype.h>
-#include <curl/curl.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
-double pod_retry_after(const char *value, time_t now) {
-  while (isblank((unsigned char)*value)) value++;
-  size_t digits = strspn(value, "0123456789");
-  if (digits > 0 && digits < 10 && value[digits + strspn(value + digits, " \t.0123456789")] == '\0')
-    return strtod(value, NULL);
-  time_t date = curl_getdate(value, NULL);
-  if (date == (time_t)-1) return -1;
-  return date > now ? (double)(date - now) : 0;
-}
+#include "common/patience.h"
 
 /* The whole number behind ";NAME=" among the parameters from text to end; -1: none. */
 static double parameter(const char *text, const char *end, char name) {
@@ -44,8 +34,5 @@ double pod_rate_limit(const char *value) {
 }
 
 double pod_backoff(int attempt, unsigned *random) {
-  double seconds = 0.25;
-  while (attempt-- > 0 && seconds < 30) seconds *= 2;
-  if (seconds > 30) seconds = 30;
-  return seconds * (0.5 + 0.5 * (double)rand_r(random) / RAND_MAX);
+  return mo_backoff(attempt + 1) * (0.5 + 0.5 * (double)rand_r(random) / RAND_MAX);
 }

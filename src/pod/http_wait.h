@@ -2,10 +2,6 @@
 #ifndef MO_POD_HTTP_WAIT_H
 #define MO_POD_HTTP_WAIT_H
 
-#include <time.h>
-
-/* Seconds that a Retry-After header asks for, given as seconds or as an HTTP date; -1: not understood. */
-double pod_retry_after(const char *value, time_t now);
 /* Seconds until all windows that a RateLimit header says are used up are open again, e.g. `"minute";r=0;t=12,
  * "hour";r=5;t=99`; 0: none is. */
 double pod_rate_limit(const char *value);

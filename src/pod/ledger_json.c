@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "common/utf8.h"
 #include "pod/remote.h"
 
 static const char *const step_names[] = {"named",   "created", "reached",  "sent",    "built",
@@ -112,19 +113,9 @@ bool pod_run_from_json(const json_t *object, pod_run *run) {
   return step && n < N_STEPS && json_is_array(run->overrides) && makes_sense(run);
 }
 
-/* Bytes of the character that is there; 0: it is none. */
-static int character(const unsigned char *c) {
-  int n = c[0] < 0x80 ? 1 : c[0] < 0xc2 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : c[0] < 0xf5 ? 4 : 0;
-  for (int i = 1; i < n; i++)
-    if ((c[i] & 0xc0) != 0x80) return 0;
-  bool longer = (c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xf0 && c[1] < 0x90);
-  bool outside = (c[0] == 0xed && c[1] > 0x9f) || (c[0] == 0xf4 && c[1] > 0x8f);
-  return longer || outside ? 0 : n;
-}
-
 void pod_clean(char *text) {
   while (*text) {
-    int n = character((const unsigned char *)text);
+    size_t n = mo_utf8_length((const unsigned char *)text);
     if (n == 0) *text = '?';
     text += n ? n : 1;
   }

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/files.h"
 #include "weights/network.h"
 
 #define MAGIC "moerange"
@@ -63,17 +64,6 @@ static bool folder_of(const mo_network *n, mo_network_file_state *file, path_tex
   return snprintf(path->text, sizeof path->text, "%s/%s%s", n->cache, file->name, version) < (int)sizeof path->text;
 }
 
-static bool make_folders(const char *path) {
-  char part[4096];
-  if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part) return false;
-  for (char *slash = part + 1; (slash = strchr(slash, '/')); slash++) {
-    *slash = '\0';
-    if (mkdir(part, 0777) != 0 && errno != EEXIST) return false;
-    *slash = '/';
-  }
-  return mkdir(part, 0777) == 0 || errno == EEXIST;
-}
-
 static void end_cache(mo_network *n, const char *why) {
   pthread_mutex_lock(&n->lock);
   if (!atomic_exchange(&n->cache_ends, true))
@@ -102,7 +92,7 @@ mo_status mo_network_cache_open(mo_network *n, const char *folder) {
   n->cache = mo_alloc(size, 1);
   if (!n->cache) return MO_FAILED;
   snprintf(n->cache, size, "%s/%s", folder, key);
-  if (make_folders(n->cache) && access(n->cache, W_OK | X_OK) == 0) return MO_OK;
+  if (mo_make_folders(n->cache, 0777) == 0 && access(n->cache, W_OK | X_OK) == 0) return MO_OK;
   int error = errno;
   if (access(n->cache, R_OK | X_OK) == 0) {
     cannot_write(n, error);
@@ -260,16 +250,6 @@ static bool has_room(const char *folder, int64_t bytes) {
   return (double)system.f_bavail * (double)system.f_frsize >= (double)bytes + spare;
 }
 
-static bool write_all(int fd, const void *data, int64_t bytes) {
-  for (int64_t done = 0; done < bytes;) {
-    ssize_t put = write(fd, (const char *)data + done, (size_t)(bytes - done));
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) return false;
-    done += put;
-  }
-  return true;
-}
-
 static bool write_range(const char *folder, const trailer *t, const void *data) {
   path_text fresh, final;
   char name[64];
@@ -277,7 +257,8 @@ static bool write_range(const char *folder, const trailer *t, const void *data) 
   if (!join(&final, folder, name) || !join(&fresh, folder, "new.XXXXXX")) return false;
   int fd = mkostemp(fresh.text, O_CLOEXEC);
   if (fd < 0) return false;
-  bool written = write_all(fd, data, t->bytes) && write_all(fd, t, sizeof *t) && fchmod(fd, 0644) == 0;
+  bool written =
+      mo_write_fully(fd, data, (size_t)t->bytes) && mo_write_fully(fd, t, sizeof *t) && fchmod(fd, 0644) == 0;
   int error = errno;
   written = close(fd) == 0 && written && rename(fresh.text, final.text) == 0;
   if (!written) (void)unlink(fresh.text);
@@ -299,7 +280,7 @@ void mo_network_cache_write(mo_network *n, mo_network_file_state *file, int64_t 
     return;
   }
   errno = 0;
-  if (!make_folders(folder.text) || !write_range(folder.text, &t, data)) {
+  if (mo_make_folders(folder.text, 0777) != 0 || !write_range(folder.text, &t, data)) {
     cannot_write(n, errno);
     return;
   }

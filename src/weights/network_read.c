@@ -4,11 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/patience.h"
 #include "moe_outliers/clock.h"
 #include "weights/network.h"
 
-#define FIRST_WAIT 0.25
-#define LONGEST_WAIT 30.0
 #define PATIENCE_WITH_NOBODY 15.0 /* where no server has answered yet: more likely the address is wrong */
 
 #define CHECK_PROXY "check the proxy (http_proxy, https_proxy, no_proxy)"
@@ -88,11 +87,9 @@ static mo_status refused(const request *r) {
 /* --- patience --- */
 
 static double backoff(int tries) {
-  double wait = FIRST_WAIT;
-  for (int i = 1; i < tries && wait < LONGEST_WAIT; i++) wait *= 2;
-  if (wait > LONGEST_WAIT) wait = LONGEST_WAIT;
   double fraction = 1e6 * mo_seconds();
-  return wait * (0.75 + 0.25 * (fraction - (double)(int64_t)fraction)); /* readers that failed together part */
+  return mo_backoff(tries) *
+         (0.75 + 0.25 * (fraction - (double)(int64_t)fraction)); /* readers that failed together part */
 }
 
 /* r->why: what failed. Wait for the next try, or give up. */

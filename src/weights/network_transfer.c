@@ -7,6 +7,7 @@
 #include <strings.h>
 #include <time.h>
 
+#include "common/patience.h"
 #include "moe_outliers/build_info.h"
 #include "moe_outliers/clock.h"
 #include "weights/network.h"
@@ -103,13 +104,9 @@ static void read_content_range(mo_exchange *x, const char *value) {
   }
 }
 
-/* Seconds, or a date. */
 static double read_retry_after(const char *value) {
-  char *end;
-  double seconds = strtod(value, &end);
-  if (end != value) return seconds > 0 && seconds < 1e6 ? seconds : 0;
-  time_t date = curl_getdate(value, NULL), now = time(NULL);
-  return date > now ? (double)(date - now) : 0;
+  double seconds = mo_retry_after(value, time(NULL));
+  return seconds > 0 && seconds < 1e6 ? seconds : 0;
 }
 
 static void forget_answer(mo_exchange *x) {

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import time
 
+import processes
+
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 MARK = "MOE_POD_EMULATED"  # in the environment of everything that runs in a pod, with its id
 
@@ -82,16 +84,6 @@ def free_port(address="127.0.0.1"):
     with socket.socket() as probe:
         probe.bind((address, 0))
         return probe.getsockname()[1]
-
-
-def processes(mark):
-    """Pids of the processes that have this line in their environment."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-    return found
 
 
 class PodHost:
@@ -179,7 +171,7 @@ class PodHost:
         return self.first is not None and self.first.poll() is not None
 
     def processes(self):
-        return processes(f"{MARK}={self.pod}".encode())
+        return processes.with_variable(f"{MARK}={self.pod}".encode())
 
     def kill(self):
         """End everything that runs in the pod; its folder stays."""

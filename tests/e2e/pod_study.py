@@ -299,6 +299,16 @@ class Study:
             found.sort()
             assert all(before[1] <= after[0] for before, after in zip(found, found[1:])), f"{model}: {found}"
 
+    def make_pods_dearer(self, price):
+        """Pods that are created cost more dollars per hour than the catalog says."""
+
+        def observe(moment, method, path):
+            if (moment, method) == ("after", "POST"):
+                for pod in self.emulator.pods.values():
+                    pod.price = price
+
+        self.emulator.observe = observe
+
     def assert_nothing_left(self):
         assert not self.emulator.alive(), self.story()
         self.assert_never_two()

@@ -14,6 +14,7 @@ import tempfile
 import time
 
 import helpers
+import processes
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")
@@ -193,10 +194,4 @@ class Cluster:
 
     def processes(self):
         """Processes that have the configuration of this cluster in their environment: daemons, steps, ranks."""
-        mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
-        found = []
-        for path in pathlib.Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (path / "environ").read_bytes().split(b"\0"):
-                    found.append(int(path.name))
-        return found
+        return processes.with_variable(f"SLURM_CONF={self.environment['SLURM_CONF']}".encode())

@@ -465,14 +465,18 @@ def test_continues(tmp_path, hub, local, ends, ranks):
     assert sent(hub, "storage") < (0.9 * WEIGHTS if ranks is None else 1.01 * WEIGHTS)
 
 
-def test_goes_on_with_the_same_commit_only(tmp_path, hub):
-    path, _ = started(tmp_path, hub, None, signal.SIGKILL)
-    changed = tmp_path / "changed"
-    changed.mkdir()
+def change_model(folder, hub):
+    """The hub's branch gets shards whose last byte is another one."""
+    folder.mkdir()
     for file in MODEL.iterdir():
         data = file.read_bytes()
-        (changed / file.name).write_bytes(data[:-1] + b"\x01" if file in SHARDS else data)
-    hub.add("org/model", changed)
+        (folder / file.name).write_bytes(data[:-1] + b"\x01" if file in SHARDS else data)
+    hub.add("org/model", folder)
+
+
+def test_goes_on_with_the_same_commit_only(tmp_path, hub):
+    path, _ = started(tmp_path, hub, None, signal.SIGKILL)
+    change_model(tmp_path / "changed", hub)
     done = helpers.run(["run", path], check=False, env=helpers.quick() | variables(hub))
     assert done.returncode == 2
     expected = r"checkpoint has changed since the run was interrupted: hf://org/model, commit \w+, now hf://"
@@ -534,12 +538,7 @@ def test_cache_shared_by_runs(tmp_path, hub, local):
     _, found = run(tmp_path / "again", hub, path=path, cache=cache)
     helpers.assert_same(found, local)
     assert sent(hub, "safetensors") < 100 * len(SHARDS) + DESCRIBING
-    changed = tmp_path / "changed"
-    changed.mkdir()
-    for file in MODEL.iterdir():
-        data = file.read_bytes()
-        (changed / file.name).write_bytes(data[:-1] + b"\x01" if file in SHARDS else data)
-    hub.add("org/model", changed)
+    change_model(tmp_path / "changed", hub)
     hub.forget()
     run(tmp_path / "other", hub, path=path, cache=cache)
     assert sent(hub, "safetensors") > 0.9 * WEIGHTS

@@ -71,13 +71,7 @@ def prices_have_limits(study):
 def budget_ends_a_sweep(study):
     """A pod that is dearer than the catalog says is ended when the money is spent."""
     study.hold.touch()
-
-    def observe(moment, method, path):
-        if (moment, method) == ("after", "POST"):
-            for pod in study.emulator.pods.values():
-                pod.price = 40.0
-
-    study.emulator.observe = observe
+    study.make_pods_dearer(40.0)
     output = study.call("sweep", CONFIG, "--budget", "0.2", status=1)
     assert "budget" in output, output
     study.assert_nothing_left()

@@ -14,6 +14,7 @@ import pytest
 import helpers
 import interrupted
 import pod_study
+import processes
 import runpod_state
 
 pytestmark = pytest.mark.skipif(
@@ -327,8 +328,7 @@ def pod_vanishes_and_what_is_saved_is_not_lost(study):
 
 
 def is_rank(pid):
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read().split(b"\0")[0] == str(helpers.program()).encode()
+    return processes.command(pid)[0] == str(helpers.program()).encode()
 
 
 @scenes.add()
@@ -470,12 +470,7 @@ def what_runs_is_said(study):
 
 @scenes.add()
 def dearer_than_the_catalog_says(study):
-    def observe(moment, method, path):
-        if (moment, method) == ("after", "POST"):
-            for pod in study.emulator.pods.values():
-                pod.price = 40.0
-
-    study.emulator.observe = observe
+    study.make_pods_dearer(40.0)
     output = study.call("run", CONFIG, "--max-price", "0.5", status=1)
     assert "$40.00 per hour, more than the $0.50 that --max-price allows" in output, output
     assert len(study.emulator.history) == 1

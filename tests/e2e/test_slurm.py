@@ -14,6 +14,7 @@ import pytest
 
 import helpers
 import interrupted
+import processes
 import slurm_cluster
 
 pytestmark = [
@@ -180,13 +181,10 @@ def ranks_of(study):
     """Pids of the ranks of this study's runs, by rank."""
     found = {}
     for pid in study.cluster.processes():
-        try:
-            command = open(f"/proc/{pid}/cmdline", "rb").read().split(b"\0")
-            environment = open(f"/proc/{pid}/environ", "rb").read()
-        except OSError:
-            continue
-        if command[0].endswith(b"moe-outliers") and str(study.configs).encode() in b"".join(command):
-            found[int(re.search(rb"\0(?:PMIX_RANK|OMPI_COMM_WORLD_RANK)=(\d+)", environment)[1])] = pid
+        command = processes.command(pid)
+        rank = processes.variable(pid, "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+        if rank and command[0].endswith(b"moe-outliers") and str(study.configs).encode() in b"".join(command):
+            found[int(rank)] = pid
     return [pid for _, pid in sorted(found.items())]
 
 

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <time.h>
 
+#include "common/patience.h"
 #include "moe_outliers/clock.h"
 #include "pod/http_wait.h"
 
@@ -147,13 +148,13 @@ static void test_nobody_there(void **state) {
 static void test_waits(void **state) {
   (void)state;
   time_t now = 1767225600; /* 2026-01-01T00:00:00Z */
-  assert_true(pod_retry_after("12", now) == 12);
-  assert_true(pod_retry_after("  0 ", now) == 0);
-  assert_true(pod_retry_after("Thu, 01 Jan 2026 00:00:30 GMT", now) == 30);
-  assert_true(pod_retry_after("Wed, 31 Dec 2025 00:00:30 GMT", now) == 0);
-  assert_true(pod_retry_after("soon", now) == -1);
-  assert_true(pod_retry_after("-5", now) == -1);
-  assert_true(pod_retry_after("", now) == -1);
+  assert_true(mo_retry_after("12", now) == 12);
+  assert_true(mo_retry_after("  0 ", now) == 0);
+  assert_true(mo_retry_after("Thu, 01 Jan 2026 00:00:30 GMT", now) == 30);
+  assert_true(mo_retry_after("Wed, 31 Dec 2025 00:00:30 GMT", now) == 0);
+  assert_true(mo_retry_after("soon", now) == -1);
+  assert_true(mo_retry_after("-5", now) == -1);
+  assert_true(mo_retry_after("", now) == -1);
   assert_true(pod_rate_limit("\"minute\";r=0;t=12, \"hour\";r=2800;t=1812, \"day\";r=49500;t=45012") == 12);
   assert_true(pod_rate_limit("\"minute\"; r=0; t=7,\"hour\";r=0;t=90") == 90);
   assert_true(pod_rate_limit("\"minute\";r=10;t=12") == 0);
