@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
 #include "pod/life.h"
 
 enum { N_STEPS = 3, N_LOGS = 4 }; /* of the latter the last is no step's */
@@ -58,9 +59,9 @@ static mo_status look(const pod_settings *settings, const char *key, bool *live)
 }
 
 static mo_status nap(double seconds) {
-  double until = pod_now() + seconds;
+  double until = mo_seconds() + seconds;
   struct timespec time = {.tv_nsec = 100000000};
-  while (pod_now() < until && !pod_stop) nanosleep(&time, NULL);
+  while (mo_seconds() < until && !pod_stop) nanosleep(&time, NULL);
   return MO_OK;
 }
 

@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
 #include "pod/commands.h"
 #include "pod/ledger_json.h"
 #include "pod/life.h"
@@ -141,8 +142,8 @@ mo_status pod_command_status(const pod_settings *settings, const pod_options *op
     MO_TRY(look(settings, options, &over));
     fflush(stdout);
     if (!options->watch || over) return MO_OK;
-    double until = pod_now() + (options->interval > 0 ? options->interval : 10);
-    while (pod_now() < until) {
+    double until = mo_seconds() + (options->interval > 0 ? options->interval : 10);
+    while (mo_seconds() < until) {
       struct timespec nap = {.tv_nsec = 100000000};
       if (pod_stop) return MO_OK; /* Ctrl-C is how one stops to watch */
       nanosleep(&nap, NULL);

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
 #include "pod/ledger_json.h"
 #include "pod/remote.h"
 
@@ -58,10 +59,10 @@ mo_status pod_life_done(pod_life *life, pod_step step) {
 }
 
 mo_status pod_life_wait(const pod_life *life, double seconds) {
-  double until = pod_now() + seconds;
+  double until = mo_seconds() + seconds;
   for (;;) {
     if (pod_life_stopped(life)) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
-    double left = until - pod_now();
+    double left = until - mo_seconds();
     if (left <= 0) return MO_OK;
     double nap = left < 0.1 ? left : 0.1;
     struct timespec time = {.tv_nsec = (long)(1e9 * nap)};

@@ -68,7 +68,7 @@ if [[ ! -e $build/.built ]]; then
 fi
 cd "$build"
 if [[ -d /usr/local/cuda/bin ]]; then export PATH=$PATH:/usr/local/cuda/bin; fi
-scripts/setup
+scripts/setup --no-tests
 if nvidia-smi -L >/dev/null 2>&1 && ! "$program" --version | grep -q '^backends:.*cuda'; then
   say "error: built without CUDA although there are GPUs: the image has no nvcc: choose another (MOE_POD_IMAGE)"
   exit 1
