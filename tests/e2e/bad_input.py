@@ -12,7 +12,7 @@ import helpers
 
 MODEL = helpers.REFERENCES / "olmoe_a"
 SHARDED = helpers.REFERENCES / "mixtral_a"
-SECONDS = 10 * helpers.SLOW
+SECONDS = 30 * helpers.SLOW
 
 
 class Input:

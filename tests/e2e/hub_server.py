@@ -27,6 +27,7 @@ import hmac
 import http.server
 import io
 import json
+import math
 import os
 import pathlib
 import re
@@ -49,7 +50,7 @@ class Rule:
     The first rule with times left applies: `after` requests pass first, then `times` (None: all) are hit. A request can
     be delayed (latency, seconds), refused (status and headers), or have its content sent slowly (bytes per second),
     cut off (cut: the connection ends after so many bytes of content), changed (corrupt: offset in the file of a byte
-    that is inverted), or without its range (ignore_range: 200 and the whole file)."""
+    that is inverted; corrupt_once: the first time that it is sent), or without its range (ignore_range: 200 and the whole file)."""
 
     pattern: str
     times: int | None = None
@@ -61,6 +62,7 @@ class Rule:
     cut: int | None = None
     stall: int | None = None
     corrupt: int | None = None
+    corrupt_once: bool = False
     ignore_range: bool = False
 
 
@@ -156,9 +158,9 @@ class Hub:
         return rule
 
     def limit(self, requests, seconds):
-        """From now on the hub (not the storage) answers so many requests in a window, the others with 429."""
+        """The hub (not the storage) answers so many requests in a window, which the next request begins, others with 429."""
         with self.lock:
-            self.window, self.started, self.counted = (requests, seconds), time.monotonic(), 0
+            self.window, self.started, self.counted = (requests, seconds), -math.inf, 0
 
     def plain(self, name, kind="model", branch="main"):
         """Address of the repository as a folder of a plain web server: ranges, no redirects, no authorization."""
@@ -352,6 +354,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 block = bytearray(content.read(min(pause - at, 64 << 10 if fault.slow else BLOCK)))
                 if fault.corrupt is not None and at <= fault.corrupt < at + len(block):
                     block[fault.corrupt - at] ^= 0xFF
+                    fault.corrupt = None if fault.corrupt_once else fault.corrupt
                 self.connection.sendall(block)
                 sent = len(block)
             at += sent

@@ -57,12 +57,12 @@ def left_by(folder):
 
 def records(folder):
     """[(stage, micro-batch)] of all whole records that a run has left."""
+    try:
+        journals = [path.read_bytes() for path in sorted(left_by(folder).glob("journal-*.log"))]
+    except FileNotFoundError:  # the run has come to its end
+        return []
     found = []
-    for path in sorted(left_by(folder).glob("journal-*.log")):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:  # the run has come to its end
-            return []
+    for data in journals:
         offset = FILE_HEADER.size
         while offset + RECORD_HEADER.size <= len(data):
             magic, stage, micro, size, _, _ = RECORD_HEADER.unpack_from(data, offset)

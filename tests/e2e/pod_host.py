@@ -6,10 +6,10 @@ import pathlib
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 
+import ports
 import processes
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
@@ -80,12 +80,6 @@ def make_key(path, comment="moe-pod test"):
     return pathlib.Path(f"{path}.pub").read_text().strip()
 
 
-def free_port(address="127.0.0.1"):
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
-
-
 class PodHost:
     """host = PodHost(...); host.start(); ...; host.end()"""
 
@@ -98,7 +92,8 @@ class PodHost:
         self.pod = pod
         self.home = self.folder / "home"
         self.home.mkdir(parents=True)
-        self.port = free_port()
+        self.kept = ports.reserved()
+        self.port = ports.number(self.kept)
         self.environment = environment
         self.arguments = list(arguments)
         self.session = {
@@ -189,4 +184,5 @@ class PodHost:
 
     def end(self):
         self.kill()
+        self.kept.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -22,6 +22,13 @@ def variable(pid, *names):
     return next((environment[name.encode()] for name in names if name.encode() in environment), None)
 
 
+def catches(pid, number):
+    """Whether it has a handler for this signal."""
+    lines = read(pid, "status")[0].decode().splitlines()
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (number - 1) & 1)
+
+
 def with_variable(mark):
     """Pids of the processes that have this line, bytes NAME=VALUE, in their environment."""
     pids = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*")]

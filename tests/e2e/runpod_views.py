@@ -1,5 +1,6 @@
 """Pods, clusters, GPU types and bills as RunPod's API shows them."""
 
+import contextlib
 import getpass
 import time
 
@@ -134,7 +135,7 @@ def log_lines(pod):
     """[(time, source, line)] of a pod, in order."""
     lines = [(when, "system", line) for when, line in pod.lines]
     path = pod.host.folder / "container.log"
-    if path.exists():
+    with contextlib.suppress(OSError):  # there is none yet, or none any more
         when = path.stat().st_mtime
         lines += [(when, "container", line) for line in path.read_text(errors="replace").splitlines()]
     return sorted(lines, key=lambda entry: entry[0])

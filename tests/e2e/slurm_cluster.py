@@ -14,6 +14,7 @@ import tempfile
 import time
 
 import helpers
+import ports
 import processes
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -66,15 +67,6 @@ def missing():
     return None if os.geteuid() == 0 else "starting Slurm's daemons needs root"
 
 
-def free_ports(number):
-    """That many ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 class Cluster:
     """with Cluster() as cluster: cluster.run("sinfo") ..."""
 
@@ -83,6 +75,7 @@ class Cluster:
         self.gpus = gpus
         # Not pytest's folder: the socket's path must be short, and munged wants no folder that others may write.
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="moe-slurm-"))
+        self.stack = contextlib.ExitStack()
         self.daemons = []
         self.environment = {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
@@ -108,20 +101,22 @@ class Cluster:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.stack.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self):
-        ports = free_ports(1 + len(NODES))
+        kept = [self.stack.enter_context(ports.reserved()) for _ in range(1 + len(NODES))]
+        numbers = [ports.number(port) for port in kept]
         nodes = [
             f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} "
             f"RealMemory={MEMORY} State=UNKNOWN" + (f" Gres=gpu:h100:{self.gpus}" if self.gpus else "")
-            for name, port in zip(NODES, ports[1:])
+            for name, port in zip(NODES, numbers[1:])
         ]
         text = CONFIG.format(
             host=socket.gethostname(),
             user=getpass.getuser(),
             folder=self.folder,
-            ports=ports,
+            ports=numbers,
             first_job=random.randrange(1, 60_000_000),  # Open MPI names files by it, of all clusters on this machine
             nodes="\n".join(nodes),
             gres="GresTypes=gpu" if self.gpus else "",

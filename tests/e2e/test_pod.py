@@ -112,7 +112,7 @@ def watchdog_heeds_the_deadline(study):
     pod = leave_alone(study, "--max-hours", str(30 / 3600))
     study.wait(lambda: not study.emulator.alive(), what="the pod goes on")
     assert ("DELETE", f"/v2/pods/{pod.id}", 204, pod.id) in {call[1:] for call in study.emulator.calls}
-    assert 30 < pod.ended - pod.created < 60
+    assert 28 < pod.ended - pod.created < 90  # whole seconds, from an earlier moment
 
 
 @scenes.add(container={"RUNPOD_API_KEY": ""})
@@ -145,8 +145,8 @@ def watchdog_ends_what_hangs(study):
 @scenes.add(container={"MOE_POD_INIT": "none", "MOE_POD_TICK": "0.3"})
 def watchdog_never_gives_up(study):
     """RunPod's API refuses, and the container cannot be stopped from the inside."""
+    pod = leave_alone(study, MOE_POD_STALL="8")
     study.emulator.fail("DELETE", "/v2/pods/.*", "500", times=4)
-    pod = leave_alone(study, MOE_POD_STALL="2")
     study.wait(lambda: not study.emulator.alive(), what="the pod goes on")
     answers = [call.status for call in study.emulator.calls if call.method == "DELETE" and pod.id in call.path]
     assert answers == [500] * 4 + [204], answers

@@ -306,15 +306,17 @@ def pod_vanishes_and_what_is_saved_is_not_lost(study):
         for pod in study.emulator.pods.values():
             output = pod_study.folder_of(pod) / "out"
             for journal in output.glob("r.h5.resume/journal-*.log"):
-                if journal.stat().st_size > 1000000:
-                    ranks[:] = [pid for pid in pod.host.processes() if is_rank(pid)]
-                    return ranks and pod
+                with contextlib.suppress(FileNotFoundError):  # the run has come to its end
+                    if journal.stat().st_size > 300000:
+                        ranks[:] = [pid for pid in pod.host.processes() if is_rank(pid)]
+                        return ranks and pod
         return None
 
     with study.running("run", config) as process:
         pod = study.wait(is_under_way, 60, "nothing is saved")
         for pid in ranks:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         journals = study.folder / ".moe-pod" / "runs"
         study.wait(lambda: any(journals.glob("*/journal/journal-*.log")), 60, "nothing that was saved is brought here")
         time.sleep(1)

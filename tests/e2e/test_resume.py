@@ -16,9 +16,13 @@ import helpers
 import interrupted
 from watched import Watched
 
-SECONDS = 5 * helpers.SLOW  # until all ranks are gone
-# One second from SIGTERM to SIGKILL where mpirun ends its ranks: they say goodbye meanwhile.
-PATIENT = {"OMPI_MCA_odls_base_sigkill_timeout": "1"}
+SECONDS = 30 * helpers.SLOW  # until all ranks are gone
+LONGER = {"data": {"length": 512}}  # so that a run is under way for long enough to be stopped
+
+def patient(seconds):
+    """So long from SIGTERM to SIGKILL where mpirun ends its ranks: they say goodbye meanwhile."""
+    return {"OMPI_MCA_odls_base_sigkill_timeout": str(seconds)}
+
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +43,15 @@ def unbroken(tmp_path_factory):
 
 def run_until(args, ranks, folder, n_records, end):
     """Run until that many records are there, then end(run). Its lines, and whether it was still going on."""
+    continues = bool(interrupted.records(folder))
     with Watched(args, ranks) as run:
         limit = time.monotonic() + 60 * helpers.SLOW
         while run.process.poll() is None and len(interrupted.records(folder)) < n_records:
             assert time.monotonic() < limit
             time.sleep(0.001)
+        limit = time.monotonic() + 1
+        while continues and not run.said("continuing from") and time.monotonic() < limit:
+            time.sleep(0.001)  # mpirun may be about to pass it on
         going_on = run.process.poll() is None
         if going_on:
             end(run)
@@ -134,14 +142,14 @@ def test_killed_otherwise(tmp_path, unbroken, changes):
 
 
 def test_killed_alone(tmp_path, unbroken):
-    args = ["run", interrupted.config(tmp_path)]
+    args = ["run", interrupted.config(tmp_path, data={"length": 1024})]
     account = Account(tmp_path)
-    for n_records in (1, 20, 50):
+    for n_records in (1, 20, 40):
         lines, going_on = run_until(args, None, tmp_path, n_records, kill(None))
         assert going_on
         account.settle(lines, 1)
     account.settle(run_to_the_end(args, None, tmp_path), 0)
-    interrupted.assert_finished(tmp_path, unbroken())
+    interrupted.assert_finished(tmp_path, unbroken(data={"length": 1024}))
 
 
 @pytest.mark.parametrize("ranks", (None, 3))
@@ -169,26 +177,15 @@ def test_the_rest_is_dealt_anew(tmp_path, unbroken, ranks):
 # --- stopped ---
 
 
-def send(name, *ranks):
-    """Send the signal to these ranks; to the launcher if there are none."""
-
-    def end(run):
-        pids = [run.pid_of(rank) for rank in ranks] or [run.process.pid]
-        for pid in pids:
-            os.kill(pid, signal.Signals[name])
-
-    return end
-
-
 STOPS = [(name, ranks) for name in ("SIGTERM", "SIGUSR1") for ranks in ((0,), (2,), (0, 1, 2))] + [("SIGUSR1", ())]
 
 
 @pytest.mark.parametrize("name, ranks", STOPS, ids=lambda value: str(value).replace(" ", ""))
 def test_stopped(tmp_path, unbroken, name, ranks):
-    args = ["run", interrupted.config(tmp_path)]
-    with Watched(args, 3, PATIENT) as run:
+    args = ["run", interrupted.config(tmp_path, **LONGER)]
+    with Watched(args, 3, patient(1)) as run:
         run.wait_until(lambda: len(interrupted.records(tmp_path)) >= 20)
-        send(name, *ranks)(run)
+        run.send(signal.Signals[name], *ranks)
         assert run.wait_for_end(SECONDS) == 75
         ours = [line for line in run.lines if line.startswith("moe-outliers: ") and "layer" not in line]
         assert ours == [f"moe-outliers: stopped by {name}; saved; the same command continues"]
@@ -196,16 +193,16 @@ def test_stopped(tmp_path, unbroken, name, ranks):
     before = interrupted.records(tmp_path)
     lines = run_to_the_end(args, 2, tmp_path)
     assert interrupted.kept_tasks(lines) == len(before)  # nothing is lost
-    interrupted.assert_finished(tmp_path, unbroken())
+    interrupted.assert_finished(tmp_path, unbroken(**LONGER))
 
 
 @pytest.mark.parametrize("ranks", ((0,), (1,), (0, 1)), ids=str)
 def test_stopped_too_late(tmp_path, unbroken, ranks):
     """A request that comes during the analysis: the run is finished, and no rank waits for one that has stopped."""
     args = ["run", interrupted.config(tmp_path), *interrupted.settings(analysis={"bootstrap": 200000})]
-    with Watched(args, 2, PATIENT) as run:
+    with Watched(args, 2, patient(1)) as run:
         run.wait_until(lambda: run.said("moe-outliers: predicted "))
-        send("SIGUSR1", *ranks)(run)
+        run.send(signal.SIGUSR1, *ranks)
         assert run.wait_for_end(20 * helpers.SLOW) == 0, run.lines
     assert (tmp_path / "r.h5").exists() and not interrupted.left_by(tmp_path).exists()
 
@@ -213,7 +210,8 @@ def test_stopped_too_late(tmp_path, unbroken, ranks):
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGUSR1"))
 def test_stopped_alone(tmp_path, unbroken, name):
     """Rows are saved on the way out although it is not time yet."""
-    args = ["run", interrupted.config(tmp_path), *interrupted.settings(engine={"checkpoint_seconds": 1000})]
+    changes = interrupted.settings(engine={"checkpoint_seconds": 1000})
+    args = ["run", interrupted.config(tmp_path, **LONGER), *changes]
     with Watched(args) as run:
         run.wait_until(lambda: len(interrupted.records(tmp_path)) >= 30)
         assert not list(interrupted.left_by(tmp_path).glob("rows-*"))
@@ -221,13 +219,13 @@ def test_stopped_alone(tmp_path, unbroken, name):
         assert run.wait_for_end(SECONDS) == 75
     before = interrupted.records(tmp_path)
     assert interrupted.kept_tasks(run_to_the_end(args, None, tmp_path)) == len(before)
-    interrupted.assert_finished(tmp_path, unbroken())
+    interrupted.assert_finished(tmp_path, unbroken(**LONGER))
 
 
 def test_stopped_launcher(tmp_path):
     """mpirun that gets SIGTERM passes it on, and has an exit status of its own."""
     args = ["run", interrupted.config(tmp_path, data={"length": 2048})]
-    with Watched(args, 2, PATIENT) as run:
+    with Watched(args, 2, patient(4)) as run:
         run.wait_until(lambda: len(interrupted.records(tmp_path)) >= 5)
         run.process.send_signal(signal.SIGTERM)
         assert run.wait_for_end(SECONDS) != 0

@@ -70,13 +70,13 @@ def assert_place(stall):
 def test_stall_shows_and_passes(tmp_path, undisturbed, ranks):
     engine, expected = undisturbed
     begin = time.monotonic()
-    with Watched(command(tmp_path, **engine), ranks, slow(BYTES // 2, seconds=12)) as run:
-        for seconds in (5, 10):
-            run.wait_until(lambda: seconds in [stall[0] for stall in stalls(run)])  # noqa: B023
-            assert seconds <= time.monotonic() - begin < 12
-            assert not (tmp_path / "r.h5").exists()
+    with Watched(command(tmp_path, **engine), ranks, slow(BYTES // 2, seconds=14)) as run:
+        run.wait_until(lambda: len(stalls(run)) >= 2)
+        assert not (tmp_path / "r.h5").exists()
         assert run.wait_for_end(60 * helpers.SLOW) == 0, run.lines
-    assert time.monotonic() - begin > 12
+    assert time.monotonic() - begin > 14
+    first, second = (stall[0] for stall in stalls(run)[:2])
+    assert 5 <= first < 8 and first + 5 <= second <= 14  # every 5 s
     for stall in stalls(run):
         assert_place(stall)
     assert all("rank" in line for line in run.lines if "nothing read" in line) == (ranks is not None)
@@ -93,7 +93,7 @@ def test_stopped_while_storage_does_not_answer(tmp_path, undisturbed, ranks):
         begin = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         assert run.wait_for_end(60) == EXIT_STOPPED, run.lines
-        assert time.monotonic() - begin < 5 * helpers.SLOW
+        assert time.monotonic() - begin < 20 * helpers.SLOW
     assert run.said("stopped by SIGTERM; saved; the same command continues")
     assert not run.errors()
     helpers.run(args, ranks, env=helpers.quick(ranks))
@@ -104,12 +104,12 @@ def test_stopped_while_storage_does_not_answer(tmp_path, undisturbed, ranks):
 @pytest.mark.parametrize("ranks", (None, 2))
 def test_stopped_before_the_headers_are_read(tmp_path, ranks):
     with Watched(command(tmp_path, device="cpu"), ranks, slow(0, seconds=600)) as run:
-        pid = run.wait_until(lambda: run.process.pid if ranks is None else run.pid_of(0))
-        time.sleep(2 * helpers.SLOW)
+        pid = run.wait_until(lambda: run.ready(None if ranks is None else 0))
+        run.wait_until(lambda: ranks is None or run.ready(1))
         begin = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         assert run.wait_for_end(60) == EXIT_STOPPED, run.lines
-        assert time.monotonic() - begin < 5 * helpers.SLOW
+        assert time.monotonic() - begin < 20 * helpers.SLOW
     assert run.said("stopped")
     assert os.listdir(tmp_path) == ["r.cfg"]
 
@@ -166,10 +166,10 @@ def test_signs_of_life(tmp_path):
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.wait_for_end(20 * helpers.SLOW) == EXIT_STOPPED
     (line,) = [line for line in run.lines if "working" in line]
-    found = re.search(r"working: 0/3 layers done  0 %, (\S+) of (\S+) GB read, 0\.00 GB/s, 10 s, ETA > (\d+) s$", line)
+    found = re.search(r"working: 0/3 layers done  0 %, (\S+) of (\S+) GB read, 0\.00 GB/s, (1\d) s, ETA > (\d+) s$", line)
     assert found and 0 < float(found[1]) < 0.5 * float(found[2]), line
     # At the rate so far: within a read of it.
-    assert abs(int(found[3]) - 10 * (float(found[2]) / float(found[1]) - 1)) <= 2
+    assert abs(int(found[4]) - int(found[3]) * (float(found[2]) / float(found[1]) - 1)) <= 3
     assert not run.said("nothing read")
 
 

@@ -293,7 +293,7 @@ def test_what_is_wrong_is_told(tokens, made, tmp_path):
         ("a.h5", (*use, *files["parquet"][0], "--sequences", "3"), "which is damaged"),
         ("notes.h5", (*use, *files["parquet"][0]), "which is no token file"),
         ("b.h5", (*use, "--text", tmp_path / "more.txt"), "the text is too short: 3 tokens, 300 are needed"),
-        ("b.h5", (*use, "--text", tmp_path / "bad.jsonl"), "bad.jsonl, line 2"),
+        ("c.h5", (*use, "--text", tmp_path / "bad.jsonl"), "bad.jsonl, line 2"),
         ("b.h5", (*use, "--text", tmp_path / "latin.txt"), "no UTF-8 text"),
         ("b.h5", (*use, "--text", tmp_path / "table.parquet", "--field", "n"), 'no text in the field "n"'),
         ("/proc/b.h5", (*use, "--text", tmp_path / "bad.jsonl"), "cannot write the token file: "),  # before it is read

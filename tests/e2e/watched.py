@@ -10,6 +10,7 @@ import time
 import uuid
 
 import helpers
+import processes
 
 MARK = "MOE_OUTLIERS_TEST_RUN"
 
@@ -69,6 +70,17 @@ class Watched:
             if variables.get("OMPI_COMM_WORLD_RANK", variables.get("PMIX_RANK")) == str(rank):
                 return pid
         return None
+
+    def ready(self, rank=None):
+        """Process of a rank, or of a run without a launcher, once SIGTERM only stops it; None before."""
+        pid = self.process.pid if rank is None else self.pid_of(rank)
+        return pid if pid and processes.catches(pid, signal.SIGTERM) else None
+
+    def send(self, number, *ranks):
+        """Send a signal to these ranks, or to the process that was started; those that have ended need none."""
+        for pid in [self.pid_of(rank) for rank in ranks] if ranks else [self.process.pid]:
+            with contextlib.suppress(ProcessLookupError, TypeError):  # TypeError: the rank has no process any more
+                os.kill(pid, number)
 
     def said(self, text):
         return any(text in line for line in self.lines)

@@ -346,7 +346,7 @@ static void a_failure_ends_every_wait(void **state) {
   } else
     status = mo_comm_allreduce(comm, &sum, 1, MO_SUM_I64);
   assert_int_equal(status, MO_PEER_FAILED);
-  assert_true(now() - begin > 0.15 && now() - begin < 1.2);
+  assert_true(now() - begin > 0.1 && now() - begin < 10);
   assert_int_equal(mo_comm_poll(comm), MO_PEER_FAILED);
   assert_string_equal(mo_error_message(), ""); /* not this rank's to report */
 }

@@ -86,6 +86,7 @@ static void test_lost(void **state) {
   static const long statuses[] = {0, 0, 0, 500, 504};
   setenv("MOE_POD_TIMEOUT", "0.3", 1);
   for (int i = 0; i < 5; i++) {
+    if (statuses[i]) setenv("MOE_POD_TIMEOUT", "20", 1); /* an answer comes */
     pod_answer answer = call(lost[i], 1, "POST", true, MO_OK);
     assert_true(answer.lost);
     assert_int_equal(answer.status, statuses[i]);
@@ -136,7 +137,7 @@ static void test_nobody_there(void **state) {
   /* What cannot have been sent is not lost. */
   expect_error(pod_http_call(http, "POST", "/v2/pods", NULL, true, &answer), MO_FAILED,
                "(POST http://127.0.0.1:1/v2/pods)");
-  assert_true(mo_seconds() - begin < 2);
+  assert_true(mo_seconds() - begin < 10);
   pod_http_heed(http, &stop);
   expect_error(pod_http_call(http, "GET", "/v2/pods", NULL, false, &answer), MO_STOPPED, "interrupted");
   pod_http_close(http);

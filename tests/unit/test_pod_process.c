@@ -107,18 +107,18 @@ static void test_not_started(void **state) {
 static void test_time_limit(void **state) {
   (void)state;
   double begin = mo_seconds();
-  pod_result result = run("echo begun; sleep 30 & sleep 30; echo never", NULL, NULL, 0.3);
+  pod_result result = run("echo begun; sleep 30 & sleep 30; echo never", NULL, NULL, 2);
   assert_true(result.timed_out);
   assert_int_equal(result.status, 128 + SIGTERM);
   assert_string_equal(result.output, "begun\n");
   pod_result_free(&result);
-  result = run("trap '' TERM; echo stubborn; while :; do sleep 0.2; done", NULL, NULL, 0.2);
+  result = run("trap '' TERM; echo stubborn; while :; do sleep 0.2; done", NULL, NULL, 2);
   assert_int_equal(result.status, 128 + SIGKILL);
   pod_result_free(&result);
-  result = run("setsid sleep 2 & echo left", NULL, NULL, 20);
+  result = run("setsid sleep 40 & echo left", NULL, NULL, 20);
   assert_string_equal(result.output, "left\n");
   pod_result_free(&result);
-  assert_true(mo_seconds() - begin < 6);
+  assert_true(mo_seconds() - begin < 25);
 }
 
 static volatile bool stop;

@@ -373,7 +373,7 @@ static void reads_are_interrupted(void **state) {
     double begin = mo_seconds();
     mo_network_interrupt(n, true);
     for (int t = 0; t < 3; t++) pthread_join(threads[t], NULL);
-    assert_true(mo_seconds() - begin < 0.5);
+    assert_true(mo_seconds() - begin < 3);
     assert_int_equal(read_at(n, 0, 10), MO_STOPPED);
     mo_network_interrupt(n, false);
     pthread_mutex_lock(&server.lock);
@@ -395,7 +395,7 @@ static void asking_is_polled(void **state) {
   mo_network_set_poll(n, stop_soon, &counter);
   double begin = mo_seconds();
   assert_int_equal(mo_network_file(n, "config.json", &text, &bytes), MO_STOPPED);
-  assert_true(mo_seconds() - begin < 0.5);
+  assert_true(mo_seconds() - begin < 3);
   mo_network_close(n);
 }
 
