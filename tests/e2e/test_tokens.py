@@ -272,7 +272,7 @@ def test_a_dataset_of_the_hub(tokens, hub, made, tmp_path):
         (("--field", "body"), 'no text in the field "body"'),
     ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        errors = pool.map(lambda case: tokens("other.h5", *case[0], status=2)[1], cases)
+        errors = pool.map(lambda i: tokens(f"other-{i}.h5", *cases[i][0], status=2)[1], range(len(cases)))
         for (_, wanted), error in zip(cases, errors):
             assert wanted in error, error
 
@@ -294,10 +294,10 @@ def test_what_is_wrong_is_told(tokens, made, tmp_path):
         ("notes.h5", (*use, *files["parquet"][0]), "which is no token file"),
         ("b.h5", (*use, "--text", tmp_path / "more.txt"), "the text is too short: 3 tokens, 300 are needed"),
         ("c.h5", (*use, "--text", tmp_path / "bad.jsonl"), "bad.jsonl, line 2"),
-        ("b.h5", (*use, "--text", tmp_path / "latin.txt"), "no UTF-8 text"),
-        ("b.h5", (*use, "--text", tmp_path / "table.parquet", "--field", "n"), 'no text in the field "n"'),
+        ("d.h5", (*use, "--text", tmp_path / "latin.txt"), "no UTF-8 text"),
+        ("e.h5", (*use, "--text", tmp_path / "table.parquet", "--field", "n"), 'no text in the field "n"'),
         ("/proc/b.h5", (*use, "--text", tmp_path / "bad.jsonl"), "cannot write the token file: "),  # before it is read
-        ("b.h5", ("--tokenizer", tmp_path / "bad.json", *files["text"][0]), "no valid tokenizer.json"),
+        ("f.h5", ("--tokenizer", tmp_path / "bad.json", *files["text"][0]), "no valid tokenizer.json"),
     ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         errors = pool.map(lambda case: tokens(case[0], *case[1], status=2)[1], cases)
