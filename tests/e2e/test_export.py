@@ -560,7 +560,8 @@ def long_export(tmp_path_factory):
 
 def start_export(path, folder, **more):
     argv = helpers.command(["export", path, "-o", folder, "--overwrite"])
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=helpers.environment(), **more)
+    env = helpers.environment(UCX_DEBUG_SIGNO="0")  # or UCX, which Open MPI 5 loads, takes SIGHUP
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=env, **more)
     limit = time.monotonic() + 60 * helpers.SLOW
     while not any(folder.glob("*.partial-*")):
         assert process.poll() is None and time.monotonic() < limit, process.communicate()

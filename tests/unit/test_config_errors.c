@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <libconfig.h>
 
 #include "moe_outliers/config.h"
 
@@ -18,12 +19,13 @@ typedef struct {
 static const char REQUIRED[] = "model: { path = \"m\"; }; data: { tokens = \"t\"; }; output: { path = \"o\"; };\n";
 
 static void expect_error(const char *expected) {
-  const char *got = mo_error_message();
+  char got[1000];
+  snprintf(got, sizeof got, "%s", mo_error_message());
+  mo_error_clear();
   size_t n = strlen(expected);
   bool beginning = n > 3 && strcmp(expected + n - 3, "...") == 0;
   bool same = beginning ? strncmp(got, expected, n - 3) == 0 : strcmp(got, expected) == 0;
   if (!same) fail_msg("got:      %s\nexpected: %s", got, expected);
-  mo_error_clear();
 }
 
 static void expect_refused(const char *text, const char *error) {
@@ -156,14 +158,18 @@ static void test_numbers_that_libconfig_cuts(void **state) {
 
 static void test_numbers_that_libconfig_keeps(void **state) {
   (void)state;
-  static const char *const texts[] = {"analysis: { seed = 4294967297L; };",
-                                      "analysis: { threshold = 4294967297.0; };",
-                                      "analysis: { threshold = 4294967297e1; };",
-                                      "analysis: { threshold = .4294967297; };",
-                                      "analysis: { threshold = 0.4294967297e+2; };",
-                                      "# 4294967297\n// 4294967297\n/* 4294967297 */",
-                                      "deployment: { gpu_filter = \"\\\" 4294967297\"; };",
-                                      "analysis: { seed = 00002147483647; };"};
+  static const char *const texts[] = {
+    "analysis: { seed = 4294967297L; };",
+    "analysis: { threshold = 4294967297.0; };",
+    "analysis: { threshold = 4294967297e1; };",
+    "analysis: { threshold = .4294967297; };",
+    "analysis: { threshold = 0.4294967297e+2; };",
+    "# 4294967297\n// 4294967297\n/* 4294967297 */",
+    "deployment: { gpu_filter = \"\\\" 4294967297\"; };",
+#if LIBCONFIG_VER_MINOR == 5 /* later versions take it for a syntax error */
+    "analysis: { seed = 00002147483647; };",
+#endif
+  };
   for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
     char text[512];
     mo_config config;

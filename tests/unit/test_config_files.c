@@ -42,9 +42,13 @@ static void write_text(const char *path, const char *text) { write_file(path, te
 static void expect_refused(const char *path, const char *beginning) {
   mo_config config;
   assert_int_equal(mo_config_read(&config, path, NULL, 0, false), MO_INVALID);
-  if (strncmp(mo_error_message(), beginning, strlen(beginning)) != 0)
-    fail_msg("got:      %s\nexpected: %s", mo_error_message(), beginning);
+  char message[1000];
+  snprintf(message, sizeof message, "%s", mo_error_message());
   mo_error_clear();
+  /* libconfig 1.7 puts the folder of includes before their names. */
+  char *folder = strstr(message, "(./");
+  if (folder && !strstr(beginning, "(./")) memmove(folder + 1, folder + 3, strlen(folder + 3) + 1);
+  if (strncmp(message, beginning, strlen(beginning)) != 0) fail_msg("got:      %s\nexpected: %s", message, beginning);
 }
 
 static void test_absent(void **state) {
