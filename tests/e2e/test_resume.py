@@ -20,8 +20,8 @@ SECONDS = 30 * helpers.SLOW  # until all ranks are gone
 LONGER = {"data": {"length": 512}}  # so that a run is under way for long enough to be stopped
 
 def patient(seconds):
-    """So long from SIGTERM to SIGKILL where mpirun ends its ranks: they say goodbye meanwhile."""
-    return {"OMPI_MCA_odls_base_sigkill_timeout": str(seconds)}
+    """Where mpirun ends its ranks, they have so long until it sends SIGTERM, and from then to SIGKILL."""
+    return dict.fromkeys(("OMPI_MCA_odls_base_sigkill_timeout", "PRTE_MCA_odls_base_sigkill_timeout"), str(seconds))
 
 
 
@@ -49,7 +49,7 @@ def run_until(args, ranks, folder, n_records, end):
         while run.process.poll() is None and len(interrupted.records(folder)) < n_records:
             assert time.monotonic() < limit
             time.sleep(0.001)
-        limit = time.monotonic() + 1
+        limit = time.monotonic() + 0.05
         while continues and not run.said("continuing from") and time.monotonic() < limit:
             time.sleep(0.001)  # mpirun may be about to pass it on
         going_on = run.process.poll() is None
@@ -121,7 +121,7 @@ def test_killed(tmp_path, unbroken, seed, everybody):
 
 
 CASES = (
-    {"engine": {"checkpoint_seconds": 0.1}},
+    {"engine": {"checkpoint_seconds": 0.1}, "data": {"length": 1024}},
     {"engine": {"device": "check"}},
     {"engine": {"partition": "interleaved"}, "output": {"activations": (1, 4)}},
     {"engine": {"micro_batch": 2, "precision": "fp32"}, "output": {"activations": "all"}},
@@ -224,13 +224,14 @@ def test_stopped_alone(tmp_path, unbroken, name):
 
 def test_stopped_launcher(tmp_path):
     """mpirun that gets SIGTERM passes it on, and has an exit status of its own."""
-    args = ["run", interrupted.config(tmp_path, data={"length": 2048})]
-    with Watched(args, 2, patient(4)) as run:
+    args = ["run", interrupted.config(tmp_path, data={"length": 3072})]
+    with Watched(args, 2, patient(2)) as run:
         run.wait_until(lambda: len(interrupted.records(tmp_path)) >= 5)
         run.process.send_signal(signal.SIGTERM)
         assert run.wait_for_end(SECONDS) != 0
-        assert run.said("stopped by SIGTERM; saved; the same command continues") and not run.errors(), run.lines
-    assert list(interrupted.left_by(tmp_path).glob("rows-*"))
+        assert not run.errors(), run.lines  # that they have saved is not always passed on any more
+    before = interrupted.records(tmp_path)
+    assert interrupted.kept_tasks(run_to_the_end(args, 2, tmp_path)) == len(before) > 0
 
 
 # --- another run ---
