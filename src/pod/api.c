@@ -305,7 +305,7 @@ static bool is_terminated(pod_http *http, const char *id) {
 }
 
 mo_status pod_api_end(pod_http *http, const char *id, bool cluster) {
-  const double patience = pod_seconds_of("MOE_POD_PATIENCE", 300);
+  const double patience = pod_seconds_of(POD_PATIENCE);
   double deadline = mo_seconds() + patience;
   pod_answer answer = {0};
   char call[PATH];

@@ -58,7 +58,7 @@ void pod_note_ended(const char *id) { (void)add_said(id); }
 
 /* One whose time is over has most likely been ended by its watchdog. */
 void pod_say_run(const pod_settings *settings, const pod_run *run) {
-  double over = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 300);
+  double over = run->deadline + pod_seconds_of(POD_MARGIN);
   if (!run->id[0] && run->created > 0 && !add_said(run->name))
     pod_say(settings,
             "a pod named %s may have been created for %s: `moe-pod list` shows it, the same command goes on with it",

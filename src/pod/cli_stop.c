@@ -1,12 +1,20 @@
 /* Ctrl-C: the first asks the command to come to an end, the second ends the process. */
 #include <signal.h>
 #include <stddef.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "moe_outliers/clock.h"
 #include "pod/cli.h"
 #include "pod/commands.h"
 
 volatile bool pod_stop;
+
+void pod_nap(double seconds) {
+  double until = mo_seconds() + seconds;
+  struct timespec time = {.tv_nsec = 100000000};
+  while (mo_seconds() < until && !pod_stop) nanosleep(&time, NULL);
+}
 
 static void on_signal(int number) {
   static const char text[] = "moe-pod: pods may be left running: moe-pod list shows them\n";

@@ -17,7 +17,7 @@ static bool all_ready(const pod_run *run, const pod_pod *members, int n) {
 }
 
 static mo_status wait_for_members(pod_life *life, pod_pod **members) {
-  double patience = pod_seconds_of("MOE_POD_REACH", 900), began = mo_seconds();
+  double patience = pod_seconds_of(POD_REACH), began = mo_seconds();
   for (;;) {
     int n = 0;
     MO_TRY(pod_api_cluster_pods(life->http, life->run.id, members, &n));

@@ -4,10 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "moe_outliers/clock.h"
 #include "pod/life.h"
 
 enum { N_STEPS = 3, N_LOGS = 4 }; /* of the latter the last is no step's */
@@ -58,19 +56,12 @@ static mo_status look(const pod_settings *settings, const char *key, bool *live)
   return MO_OK;
 }
 
-static mo_status nap(double seconds) {
-  double until = mo_seconds() + seconds;
-  struct timespec time = {.tv_nsec = 100000000};
-  while (mo_seconds() < until && !pod_stop) nanosleep(&time, NULL);
-  return MO_OK;
-}
-
 /* Somebody drives the run: the logs grow by themselves. */
 static mo_status follow_driver(const pod_settings *settings, reader *r, bool *driven) {
   *driven = true;
   while (*driven && !pod_stop) {
     MO_TRY(print_news(r));
-    MO_TRY(nap(1));
+    pod_nap(1);
     MO_TRY(pod_ledger_busy(settings, driven));
   }
   return print_news(r);
@@ -97,7 +88,7 @@ static mo_status ask_pod(const pod_settings *settings, const pod_options *option
     }
     if (fflush(stdout) != 0) status = MO_FAIL(MO_FAILED, "cannot print the log (stdout): make room there");
     if (!options->follow || pod_stop) break;
-    if (status == MO_OK && running) status = nap(pod_life_poll());
+    if (status == MO_OK && running) pod_nap(pod_life_poll());
     if (status == MO_OK && running) status = pod_ledger_busy(settings, driven);
   }
   if (life->ledger) pod_life_close(life);

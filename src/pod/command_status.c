@@ -3,10 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "moe_outliers/clock.h"
 #include "pod/commands.h"
 #include "pod/ledger_json.h"
 #include "pod/life.h"
@@ -20,7 +18,7 @@ static bool is_named(const pod_options *options, const char *key) {
 
 /* A pod whose driver has gone is asked about by nobody: it costs until now, or until its watchdog has ended it. */
 static double cost_of(const pod_run *run, bool busy) {
-  double now = pod_now(), end = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 300);
+  double now = pod_now(), end = run->deadline + pod_seconds_of(POD_MARGIN);
   return pod_run_cost(run, busy || now < end ? now : end);
 }
 
@@ -142,11 +140,7 @@ mo_status pod_command_status(const pod_settings *settings, const pod_options *op
     MO_TRY(look(settings, options, &over));
     fflush(stdout);
     if (!options->watch || over) return MO_OK;
-    double until = mo_seconds() + (options->interval > 0 ? options->interval : 10);
-    while (mo_seconds() < until) {
-      struct timespec nap = {.tv_nsec = 100000000};
-      if (pod_stop) return MO_OK; /* Ctrl-C is how one stops to watch */
-      nanosleep(&nap, NULL);
-    }
+    pod_nap(options->interval > 0 ? options->interval : 10);
+    if (pod_stop) return MO_OK; /* Ctrl-C is how one stops to watch */
   }
 }

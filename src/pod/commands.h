@@ -74,5 +74,7 @@ MO_CHECKED mo_status pod_table_print(pod_table *table);
  * pod_process_run and pod_http_heed; commands look at it between their steps and return MO_STOPPED, saying what is left
  * running. */
 extern volatile bool pod_stop;
+/* Sleeps, until pod_stop. */
+void pod_nap(double seconds);
 
 #endif

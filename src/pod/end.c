@@ -79,7 +79,7 @@ mo_status pod_life_end(pod_life *life, pod_step step) {
     }
     if (status == MO_OK) status = pod_api_end(life->calm, id, run->cluster);
     /* One that was gone has cost at most until its watchdog's time. */
-    double latest = run->deadline + pod_seconds_of("MOE_POD_MARGIN", 300);
+    double latest = run->deadline + pod_seconds_of(POD_MARGIN);
     if (status == MO_OK) run->seen = found || pod_now() < latest ? pod_now() : fmax(run->seen, latest);
     if (status != MO_OK) {
       pod_say_running(life->settings, id, run->name, run->price);
@@ -91,7 +91,7 @@ mo_status pod_life_end(pod_life *life, pod_step step) {
     MO_TRY(status);
   } else if (run->created > 0) { /* a create without an answer: should it show later, the next start finds it */
     MO_TRY(pod_life_end_strays(life));
-    if (pod_now() > run->created + pod_seconds_of("MOE_POD_LOOKUP", 90)) return pod_life_settle(life, step);
+    if (pod_now() > run->created + pod_seconds_of(POD_LOOKUP)) return pod_life_settle(life, step);
     return pod_life_put(life);
   }
   bool doubt = run->doubtful;

@@ -120,8 +120,8 @@ mo_status pod_http_open(pod_http **http, const pod_settings *settings) {
   if (!made) return MO_FAILED;
   *made = (pod_http){.settings = settings,
                      .curl = curl_easy_init(),
-                     .patience = pod_seconds_of("MOE_POD_PATIENCE", 300),
-                     .timeout = pod_seconds_of("MOE_POD_TIMEOUT", 60),
+                     .patience = pod_seconds_of(POD_PATIENCE),
+                     .timeout = pod_seconds_of(POD_TIMEOUT),
                      .random = (unsigned)time(NULL) ^ (unsigned)getpid() << 8 ^ (unsigned)(uintptr_t)made};
   mo_status status =
       made->curl ? make_headers(made) : MO_FAIL(MO_FAILED, "libcurl cannot start (HTTP): install it anew");

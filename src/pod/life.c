@@ -19,7 +19,7 @@ double pod_now(void) {
   return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-double pod_life_poll(void) { return pod_seconds_of("MOE_POD_POLL", 10); }
+double pod_life_poll(void) { return pod_seconds_of(POD_POLL); }
 
 void pod_life_say(const pod_life *life, const char *format, ...) {
   char text[1024];
@@ -49,6 +49,10 @@ void pod_life_warn(pod_life *life) {
 
 void pod_life_note(pod_life *life) {
   if (pod_life_put(life) != MO_OK) pod_life_warn(life);
+}
+
+double pod_life_budget(const pod_life *life) {
+  return life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
 }
 
 bool pod_life_stopped(const pod_life *life) { return pod_stop && !life->heedless; }
@@ -167,7 +171,7 @@ static bool is_kept(const pod_life *life) {
 }
 
 static mo_status leave(pod_life *life, mo_status why, const char *error) {
-  double grace = pod_seconds_of("MOE_POD_GRACE", 3600);
+  double grace = pod_seconds_of(POD_GRACE);
   pod_life_note(life);
   pod_say_running(life->settings, life->run.id, life->run.name, life->run.price);
   if (life->run.step >= STEP_FINISHED)

@@ -66,6 +66,8 @@ void pod_life_note(pod_life *life);
 void pod_life_warn(pod_life *life);
 /* What can still be had of a pod that is about to be ended: it saves, and logs and journal are brought here. */
 void pod_life_salvage(pod_life *life, const char *error);
+/* Dollars of deployment.budget, 0: none, or --budget has its place. */
+double pod_life_budget(const pod_life *life);
 bool pod_life_stopped(const pod_life *life);                       /* pod_stop, unless life->heedless */
 MO_CHECKED mo_status pod_life_done(pod_life *life, pod_step step); /* the step is done: recorded */
 /* Sleeps, unless pod_stop: MO_STOPPED. */

@@ -81,7 +81,7 @@ static mo_status copy_journal(pod_life *life) {
 }
 
 mo_status pod_life_bring_journal(pod_life *life) {
-  double now = pod_now(), every = pod_seconds_of("MOE_POD_SYNC", 60);
+  double now = pod_now(), every = pod_seconds_of(POD_SYNC);
   if (now < life->synced + every || now < life->synced + 5 * life->sync_took) return MO_OK;
   bool there = false;
   MO_TRY(has_journal(life, &there));

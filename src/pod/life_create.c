@@ -142,7 +142,7 @@ static mo_status created(pod_life *life, const char *id) {
 
 /* A create was sent at run.created and its answer is not known: it is looked for until it must have shown. */
 static mo_status adopt(pod_life *life) {
-  double patience = pod_seconds_of("MOE_POD_LOOKUP", 90);
+  double patience = pod_seconds_of(POD_LOOKUP);
   bool told = false;
   for (;;) {
     finding found[8];
@@ -197,7 +197,7 @@ static const char guard[] =
 static json_t *environment(const pod_life *life) {
   char unwatched[32];
   double left = life->run.deadline - pod_now();
-  double stall = pod_seconds_of("MOE_POD_STALL", 1800) + pod_seconds_of("MOE_POD_REACH", 900);
+  double stall = pod_seconds_of(POD_STALL) + pod_seconds_of(POD_REACH);
   snprintf(unwatched, sizeof unwatched, "%.0f", left < stall ? left : stall);
   return json_pack("{s:s, s:s}", "MOE_POD_API", life->settings->api, "MOE_POD_UNWATCHED", unwatched);
 }
@@ -238,7 +238,7 @@ static mo_status try_candidate(pod_life *life, const pod_choice *choice, const c
   run->slurm = run->cluster && life->options->slurm;
   run->price = choice->price, run->expected = choice->dollars;
   run->error[0] = '\0';
-  double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
+  double own = pod_life_budget(life);
   life->dear = own > 0 && run->spent + run->expected > own;
   if (life->dear)
     return MO_FAIL(MO_INVALID,

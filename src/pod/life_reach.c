@@ -84,8 +84,8 @@ static mo_status check_limits(const pod_life *life, double now) {
   const pod_run *run = &life->run;
   bool saving = run->step < STEP_FINISHED; /* afterwards all time that is left is for the result */
   if (life->purse) MO_TRY(pod_purse_check(life->purse, now, saving)); /* `fetch` has none */
-  double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
-  double kept = pod_seconds_of("MOE_POD_MARGIN", 300);
+  double own = pod_life_budget(life);
+  double kept = pod_seconds_of(POD_MARGIN);
   if (saving && run->price > 0) kept = fmax(kept, pod_saving_seconds(3600 * own / run->price));
   if (own > 0 && pod_run_cost(run, now + kept) > own)
     return MO_FAIL(MO_FAILED,
@@ -108,16 +108,16 @@ mo_status pod_life_check_limits(pod_life *life) {
 double pod_life_left(const pod_life *life) {
   const pod_run *run = &life->run;
   double now = pod_now(), left = run->deadline > 0 ? run->deadline - now : 1e9;
-  double own = life->options->budget > 0 ? 0 : life->need.config.deployment.budget;
+  double own = pod_life_budget(life);
   if (life->purse) left = fmin(left, pod_purse_left(life->purse, now));
   if (own > 0 && run->price > 0)
-    left = fmin(left, 3600 * (own - pod_run_cost(run, now)) / run->price - pod_seconds_of("MOE_POD_MARGIN", 300));
+    left = fmin(left, 3600 * (own - pod_run_cost(run, now)) / run->price - pod_seconds_of(POD_MARGIN));
   return left;
 }
 
 /* A second pod of this name, of an order whose answer was lost, may be listed late. */
 static void look_for_strays(pod_life *life, double now) {
-  double every = pod_seconds_of("MOE_POD_LOOKUP", 90);
+  double every = pod_seconds_of(POD_LOOKUP);
   if (!life->run.doubtful || now < fmax(life->run.created, life->strayed) + every) return;
   life->strayed = now;
   if (pod_life_end_strays(life) != MO_OK) mo_error_clear(); /* the next look, or the run's end, finds it */
@@ -138,7 +138,7 @@ mo_status pod_life_watch(pod_life *life) {
 }
 
 static mo_status wait_until_running(pod_life *life) {
-  double patience = pod_seconds_of("MOE_POD_REACH", 900), began = mo_seconds(); /* sleep does not count */
+  double patience = pod_seconds_of(POD_REACH), began = mo_seconds(); /* sleep does not count */
   for (;;) {
     MO_TRY(pod_life_look(life));
     MO_TRY(pod_life_watch(life));
@@ -221,9 +221,9 @@ static mo_status first_script(pod_life *life, char **text) {
       "cat >>\"$dir/watchdog.conf.new\" <<'MOE_POD_END'\ngrace=%.0f\nstall=%.0f\napi=%s\ncluster=%s\nMOE_POD_END\n";
   buffer b = {0};
   char settings[1600];
-  double left = life->run.deadline + pod_seconds_of("MOE_POD_MARGIN", 300) - pod_now();
-  snprintf(settings, sizeof settings, begin, life->run.name, left, pod_seconds_of("MOE_POD_GRACE", 3600),
-           pod_seconds_of("MOE_POD_STALL", 1800), life->settings->api, life->run.cluster ? life->run.id : "");
+  double left = life->run.deadline + pod_seconds_of(POD_MARGIN) - pod_now();
+  snprintf(settings, sizeof settings, begin, life->run.name, left, pod_seconds_of(POD_GRACE), pod_seconds_of(POD_STALL),
+           life->settings->api, life->run.cluster ? life->run.id : "");
   append(&b, settings);
   mo_status status = append_scripts(&b, life->settings);
   append(&b, "mv \"$dir/watchdog.conf.new\" \"$dir/watchdog.conf\"\n");
@@ -257,7 +257,7 @@ static mo_status take_answer(pod_life *life, const char *output) {
 }
 
 static mo_status begin(pod_life *life) {
-  double patience = pod_seconds_of("MOE_POD_REACH", 900), began = mo_seconds(); /* sleep does not count */
+  double patience = pod_seconds_of(POD_REACH), began = mo_seconds(); /* sleep does not count */
   for (;;) {
     pod_result result;
     char *script = NULL;

@@ -81,12 +81,12 @@ static double price_of_all(const pod_purse *purse) {
 double pod_purse_left(pod_purse *purse, double now) {
   double price = price_of_all(purse);
   if (!(purse->budget > 0) || !(price > 0)) return 1e9;
-  return 3600 * (purse->budget - pod_purse_spent(purse, now)) / price - pod_seconds_of("MOE_POD_MARGIN", 300);
+  return 3600 * (purse->budget - pod_purse_spent(purse, now)) / price - pod_seconds_of(POD_MARGIN);
 }
 
 mo_status pod_purse_check(pod_purse *purse, double now, bool saving) {
   if (!(purse->budget > 0)) return MO_OK;
-  double price = price_of_all(purse), spent = pod_purse_spent(purse, now), kept = pod_seconds_of("MOE_POD_MARGIN", 300);
+  double price = price_of_all(purse), spent = pod_purse_spent(purse, now), kept = pod_seconds_of(POD_MARGIN);
   if (saving && price > 0) kept = fmax(kept, pod_saving_seconds(3600 * purse->budget / price));
   if (spent + price * kept / 3600 <= purse->budget) return MO_OK;
   return MO_FAIL(

@@ -37,8 +37,20 @@ void pod_settings_free(pod_settings *settings);
 /* Replaces the key and the token wherever they occur in a text by "***", in place. Everything that is logged goes through it. */
 void pod_redact(const pod_settings *settings, char *text);
 enum { POD_MOST_SECRET = 512 }; /* characters of key and token */
-/* A variable of the environment (or .env) that is a number of seconds above 0. */
-double pod_seconds_of(const char *name, double otherwise);
+/* MOE_POD_GRACE and so on, see docs/runpod.md. */
+typedef enum {
+  POD_GRACE,
+  POD_LOOKUP,
+  POD_MARGIN,
+  POD_PATIENCE,
+  POD_POLL,
+  POD_REACH,
+  POD_STALL,
+  POD_SYNC,
+  POD_TIMEOUT
+} pod_span;
+/* That variable of the environment (or .env) if it is a number of seconds above 0, else its default. */
+double pod_seconds_of(pod_span span);
 
 /* --- http.c: JSON over HTTPS with bounded patience --- */
 typedef struct pod_http pod_http; /* of one thread */

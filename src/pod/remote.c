@@ -159,7 +159,7 @@ static void last_line(const char *text, char *line, size_t size) {
 /* Before a call is tried again: the pod must live, and time be left. */
 static mo_status pause_before_retry(pod_life *life, double began, const char *what, const pod_result *result) {
   char line[300];
-  double patience = pod_seconds_of("MOE_POD_REACH", 900);
+  double patience = pod_seconds_of(POD_REACH);
   last_line(result->output ? result->output : "", line, sizeof line);
   if (pod_life_stopped(life)) return MO_FAIL(MO_STOPPED, "stopped (%s)", life->run.key);
   if (life->hurried) return MO_FAIL(MO_FAILED, "%s gets no connection to the pod (%s): %s", what, life->run.id, line);

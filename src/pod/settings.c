@@ -260,9 +260,19 @@ void pod_redact(const pod_settings *settings, char *text) {
   redact(settings->hf_token, text);
 }
 
-double pod_seconds_of(const char *name, double otherwise) {
-  const char *text = getenv(name);
+double pod_seconds_of(pod_span span) {
+  static const struct {
+    const char *name;
+    double otherwise;
+  } spans[] = {
+      [POD_GRACE] = {"MOE_POD_GRACE", 3600},   [POD_LOOKUP] = {"MOE_POD_LOOKUP", 90},
+      [POD_MARGIN] = {"MOE_POD_MARGIN", 300},  [POD_PATIENCE] = {"MOE_POD_PATIENCE", 300},
+      [POD_POLL] = {"MOE_POD_POLL", 10},       [POD_REACH] = {"MOE_POD_REACH", 900},
+      [POD_STALL] = {"MOE_POD_STALL", 1800},   [POD_SYNC] = {"MOE_POD_SYNC", 60},
+      [POD_TIMEOUT] = {"MOE_POD_TIMEOUT", 60},
+  };
+  const char *text = getenv(spans[span].name);
   char *end;
   double seconds = text ? strtod(text, &end) : 0;
-  return text && end != text && *end == '\0' && seconds > 0 && seconds <= 1e9 ? seconds : otherwise;
+  return text && end != text && *end == '\0' && seconds > 0 && seconds <= 1e9 ? seconds : spans[span].otherwise;
 }

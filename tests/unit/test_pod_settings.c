@@ -176,13 +176,13 @@ static void test_redact(void **state) {
 static void test_seconds(void **state) {
   (void)state;
   unsetenv("MOE_POD_PATIENCE");
-  assert_true(pod_seconds_of("MOE_POD_PATIENCE", 300) == 300);
+  assert_true(pod_seconds_of(POD_PATIENCE) == 300);
   setenv("MOE_POD_PATIENCE", "0.5", 1);
-  assert_true(pod_seconds_of("MOE_POD_PATIENCE", 300) == 0.5);
+  assert_true(pod_seconds_of(POD_PATIENCE) == 0.5);
   static const char *const bad[] = {"", "x", "-1", "0", "5s", "nan", "1e99"};
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
     setenv("MOE_POD_PATIENCE", bad[i], 1);
-    assert_true(pod_seconds_of("MOE_POD_PATIENCE", 300) == 300);
+    assert_true(pod_seconds_of(POD_PATIENCE) == 300);
   }
   unsetenv("MOE_POD_PATIENCE");
 }
