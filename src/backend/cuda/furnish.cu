@@ -5,6 +5,7 @@
 #include "moe_outliers/threads.h"
 
 mo_status mo_cuda_open_blas(cublasHandle_t *blas, cudaStream_t stream) {
+  MO_TRY(mo_cublas_bind()); /* here, as expert streams may open theirs before the furnisher has come so far */
   MO_BLAS(mo_cublas.create(blas));
   MO_BLAS(
       mo_cublas.set_math_mode(*blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
@@ -14,7 +15,6 @@ mo_status mo_cuda_open_blas(cublasHandle_t *blas, cudaStream_t stream) {
 
 static mo_status furnish(mo_cuda *cuda) {
   enum { BLAS_WORKSPACE = 64 << 20 };
-  MO_TRY(mo_cublas_bind());
   MO_CUDA(cudaSetDevice(cuda->device));
   MO_TRY(mo_cuda_open_blas(&cuda->blas, cuda->stream));
   MO_CUDA(cudaMalloc(&cuda->blas_workspace, BLAS_WORKSPACE));
