@@ -99,9 +99,9 @@ static __device__ uint32_t warp_largest(uint32_t x) {
 #endif
 }
 
-/* A block per token: y [T, H] = sum of weight * row over its places, by ascending expert; ADD: added to what y holds.
- * PEAKS: peaks [R] = the largest magnitude of each row, whose bits order as integers. */
-template <typename T, int W, bool ADD, bool PEAKS>
+/* A block per token, PACKS packs of W values per thread and round: y [T, H] = sum of weight * row over its places, by ascending
+ * expert; ADD: added to what y holds. PEAKS: peaks [R] = the largest magnitude of each row, whose bits order as integers. */
+template <typename T, int W, int PACKS, bool ADD, bool PEAKS>
 static __global__ void combine_rows(const T *out, const int32_t *expert, const float *weight, const int32_t *place,
                                     int K, int64_t H, float *peaks, T *y) {
   extern __shared__ int32_t order[];
@@ -120,32 +120,41 @@ static __global__ void combine_rows(const T *out, const int32_t *expert, const f
     if (PEAKS) largest[rank] = 0;
   }
   __syncthreads();
-  for (int64_t h0 = 0; h0 < H; h0 += (int64_t)blockDim.x * W) { /* whole warps */
-    int64_t h = h0 + (int64_t)threadIdx.x * W;
-    float sum[W] = {};
-    if (!PEAKS && h >= H) return;
+  int64_t pack = (int64_t)blockDim.x * W;
+  for (int64_t round = 0; round < H; round += PACKS * pack) { /* by whole warps */
+    int64_t h0 = round + (int64_t)threadIdx.x * W;
+    float sum[PACKS][W] = {};
 #pragma unroll 4
     for (int j = 0; j < K; j++) {
-      float v[W] = {}, w = sorted[j];
-      if (!PEAKS || h < H) load<T, W>(out + order[j] * H + h, v);
-      if constexpr (PEAKS) {
-        float top = 0;
+      float v[PACKS][W] = {}, w = sorted[j], top = 0;
 #pragma unroll
-        for (int k = 0; k < W; k++) top = fmaxf(top, fabsf(v[k]));
+      for (int p = 0; p < PACKS; p++)
+        if (h0 + p * pack < H) load<T, W>(out + order[j] * H + h0 + p * pack, v[p]);
+      if constexpr (PEAKS) {
+#pragma unroll
+        for (int p = 0; p < PACKS; p++)
+#pragma unroll
+          for (int k = 0; k < W; k++) top = fmaxf(top, fabsf(v[p][k]));
         uint32_t of_warp = warp_largest(__float_as_uint(top));
         if (threadIdx.x % 32 == 0) atomicMax(largest + j, of_warp);
       }
 #pragma unroll
-      for (int k = 0; k < W; k++) sum[k] = rounded<T>(__fadd_rn(sum[k], rounded<T>(__fmul_rn(v[k], w))));
-    }
-    if (PEAKS && h >= H) continue;
-    if constexpr (ADD) {
-      float before[W];
-      load<T, W>(y + t * H + h, before);
+      for (int p = 0; p < PACKS; p++)
 #pragma unroll
-      for (int k = 0; k < W; k++) sum[k] += before[k];
+        for (int k = 0; k < W; k++) sum[p][k] = rounded<T>(__fadd_rn(sum[p][k], rounded<T>(__fmul_rn(v[p][k], w))));
     }
-    store<T, W>(y + t * H + h, sum);
+#pragma unroll
+    for (int p = 0; p < PACKS; p++) {
+      int64_t h = h0 + p * pack;
+      if (h >= H) break;
+      if constexpr (ADD) {
+        float before[W];
+        load<T, W>(y + t * H + h, before);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum[p][k] += before[k];
+      }
+      store<T, W>(y + t * H + h, sum[p]);
+    }
   }
   if constexpr (PEAKS) {
     __syncthreads();
@@ -424,7 +433,8 @@ static mo_status launch_combine(const combine_job *job) {
   int64_t H = job->spec->hidden, K = job->spec->moe.top_k, units = (H / W + 31) / 32 * 32;
   unsigned threads = (unsigned)(units < 32 ? 32 : units > 128 ? 128 : units);
   size_t shared = (size_t)padded((int)K) * (sizeof(int32_t) + sizeof(float) + (PEAKS ? sizeof(uint32_t) : 0));
-  combine_rows<T, W, ADD, PEAKS><<<(unsigned)job->tokens, threads, shared, job->cuda->stream>>>(
+  constexpr int packs = PEAKS && W > 1 ? 2 : 1; /* fewer maxima of warps */
+  combine_rows<T, W, packs, ADD, PEAKS><<<(unsigned)job->tokens, threads, shared, job->cuda->stream>>>(
       (const T *)job->out, job->routing->expert, job->routing->weight, job->routing->place, (int)K, H, job->peaks,
       (T *)job->y);
   MO_LAUNCHED("combine_rows");
