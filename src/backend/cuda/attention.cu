@@ -197,7 +197,7 @@ __device__ __forceinline__ void multiply_values(float (&o)[M][D / 8][4], const f
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) a[m][e] = packed(p[m][2 * t + e / 2][e % 2 * 2], p[m][2 * t + e / 2][e % 2 * 2 + 1]);
+      for (int e = 0; e < 4; e++) a[m][e] = bf16_pair(p[m][2 * t + e / 2][e % 2 * 2], p[m][2 * t + e / 2][e % 2 * 2 + 1]);
 #pragma unroll
     for (int n = 0; n < D / 16; n++) {
       uint32_t b[4];
@@ -280,7 +280,7 @@ __device__ __forceinline__ void store_rows(const float (&o)[M][D / 8][4], const 
 #pragma unroll
       for (int n = 0; n < D / 8; n++)
         *(uint32_t *)(tile + r * (D * 2) + ((n ^ (r & 7)) << 4) + lane % 4 * 4) =
-            packed(o[m][n][2 * half] * inverse, o[m][n][2 * half + 1] * inverse);
+            bf16_pair(o[m][n][2 * half] * inverse, o[m][n][2 * half + 1] * inverse);
     }
   __syncwarp();
   for (int i = lane; i < M * 16 * (D / 8); i += 32) {

@@ -219,7 +219,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[N], float (&top)[2], f
 template <int N>
 __device__ __forceinline__ void pack_probabilities(uint32_t (&p)[N / 2], const float (&s)[N]) {
 #pragma unroll
-  for (int i = 0; i < N / 2; i++) p[i] = packed(s[2 * i], s[2 * i + 1]);
+  for (int i = 0; i < N / 2; i++) p[i] = bf16_pair(s[2 * i], s[2 * i + 1]);
 }
 
 /* Four lanes hold a 4 x 4 matrix, a row each; transposes it. */
@@ -257,7 +257,7 @@ __device__ __forceinline__ void store_rows(const float (&o)[T::D / 2], const flo
       uint32_t x[4];
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        x[i] = packed(o[16 * n + 4 * i + 2 * half] * inverse, o[16 * n + 4 * i + 2 * half + 1] * inverse);
+        x[i] = bf16_pair(o[16 * n + 4 * i + 2 * half] * inverse, o[16 * n + 4 * i + 2 * half + 1] * inverse);
       transpose_quad(x);
       if (row < job.S) *(uint4 *)(out + 32 * n) = make_uint4(x[0], x[1], x[2], x[3]);
     }

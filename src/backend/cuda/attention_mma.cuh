@@ -3,8 +3,7 @@
 #ifndef MO_BACKEND_CUDA_ATTENTION_MMA_CUH
 #define MO_BACKEND_CUDA_ATTENTION_MMA_CUH
 
-#include <cuda_bf16.h>
-#include <stdint.h>
+#include "backend/cuda/cuda.cuh"
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
@@ -47,12 +46,6 @@ __device__ __forceinline__ float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
-}
-
-/* Two numbers rounded to bf16, the first in the low half. */
-__device__ __forceinline__ uint32_t packed(float low, float high) {
-  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<uint32_t *>(&pair);
 }
 
 #endif

@@ -68,13 +68,7 @@ __device__ __forceinline__ void piece<bf16>::unpack(const uint4 &from) {
 }
 template <>
 __device__ __forceinline__ uint4 piece<bf16>::pack() const {
-  uint32_t pairs[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
-    pairs[i] = *(uint32_t *)&pair;
-  }
-  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  return make_uint4(bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]), bf16_pair(x[4], x[5]), bf16_pair(x[6], x[7]));
 }
 
 /* --- convolution and gates --- */

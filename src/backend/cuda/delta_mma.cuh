@@ -67,8 +67,8 @@ struct split_square {
 };
 
 __device__ __forceinline__ void split(float x, float y, uint32_t &high, uint32_t &low) {
-  high = packed(x, y);
-  low = packed(x - low_half(high), y - high_half(high));
+  high = bf16_pair(x, y);
+  low = bf16_pair(x - low_half(high), y - high_half(high));
 }
 
 /* c: sums of two products side by side, columns 0-7 and 8-15. */

@@ -65,8 +65,7 @@ __device__ __forceinline__ void store4(float *to, const float (&x)[4]) {
   *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
 }
 __device__ __forceinline__ void store4(bf16 *to, const float (&x)[4]) {
-  __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]), high = __floats2bfloat162_rn(x[2], x[3]);
-  *(uint2 *)to = make_uint2(*(uint32_t *)&low, *(uint32_t *)&high);
+  *(uint2 *)to = make_uint2(bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]));
 }
 
 /* c [4, 4] += a b: b's row u belongs to column u of a. */

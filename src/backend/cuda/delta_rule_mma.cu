@@ -155,7 +155,7 @@ __device__ __forceinline__ void put_out(const float (&out)[8][4], bf16 *to, int 
   to += odd * 8 + (lane % 4 / 2) * 4;
 #pragma unroll
   for (int t = 0; t < 8; t++) {
-    uint32_t left = transposed(packed(out[t][0], out[t][1])), right = transposed(packed(out[t][2], out[t][3]));
+    uint32_t left = transposed(bf16_pair(out[t][0], out[t][1])), right = transposed(bf16_pair(out[t][2], out[t][3]));
     uint32_t other = __shfl_xor_sync(~0u, odd ? left : right, 1);
     const int token = 8 * t + lane / 4;
     if (token < n) *(uint2 *)(to + (int64_t)token * values) = odd ? make_uint2(other, right) : make_uint2(left, other);

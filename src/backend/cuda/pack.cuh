@@ -26,10 +26,6 @@ __device__ __forceinline__ void unpack(uint4 raw, float (&out)[8], const bf16 *)
 __device__ __forceinline__ uint4 packed(const float (&x)[4], const float *) {
   return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
 }
-__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
-  return (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(low)) |
-         (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(high)) << 16;
-}
 __device__ __forceinline__ uint4 packed(const float (&x)[8], const bf16 *) {
   return make_uint4(bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]), bf16_pair(x[4], x[5]), bf16_pair(x[6], x[7]));
 }
