@@ -128,6 +128,35 @@ static void rope(void **state) {
   }
 }
 
+static void norm_rope_case(int64_t D, int64_t dim, int64_t B, int64_t S, int64_t heads, mo_qk_norm_kind kind, int i) {
+  int64_t T = B * S, n = T * heads * D, width = kind == MO_QK_NORM_WHOLE ? heads * D : D;
+  float inv_freq[128];
+  mo_model_spec spec = {.attention = {.head_dim = D, .qk_norm = kind},
+                        .norm = {.eps = 1e-5f, .zero_centred = i % 2, .weight_in_float = i % 3 == 2},
+                        .rope = {.dim = dim, .inv_freq = inv_freq, .factor = i == 1 ? 1.3465736f : 1}};
+  for (int64_t j = 0; j < dim / 2; j++) inv_freq[j] = (float)pow(10000, -2.0 * (double)j / (double)dim);
+  twin_weight w = twin_matrix(dtypes[i % 3], 1, width, 2);
+  twin x = twin_random(n, 3);
+  ok(op->norm_rope(be, &spec, &w.here, x.here, T, S, heads));
+  ok(cpu_op->norm_rope(cpu, &spec, &w.cpu, x.cpu, T, S, heads));
+  expect_same("norm_rope", x, n, (nearness){.ulps = 3, .spread = 0x1p-7, .unequal = 0.02});
+}
+
+/* Heads of all sizes, whole rows of them, parts that don't turn, several tokens of a warp and several warps of a token. */
+static void norm_rope(void **state) {
+  (void)state;
+  static const int64_t shapes[][5] = {/* D, dim, B, S, heads */
+                                      {128, 128, 2, 67, 16}, {128, 128, 1, 35, 32}, {128, 64, 3, 21, 3},
+                                      {64, 64, 1, 300, 5},   {256, 64, 2, 65, 2},   {256, 256, 1, 9, 8},
+                                      {32, 16, 2, 13, 4},    {16, 16, 1, 50, 1},    {10, 6, 3, 11, 1},
+                                      {24, 24, 2, 7, 3},     {128, 128, 1, 1, 2}};
+  for (int i = 0; i < (int)(sizeof shapes / sizeof *shapes); i++) {
+    const int64_t *s = shapes[i];
+    norm_rope_case(s[0], s[1], s[2], s[3], s[4], MO_QK_NORM_HEAD, i);
+    norm_rope_case(s[0], s[1], s[2], s[3], s[4], MO_QK_NORM_WHOLE, i);
+  }
+}
+
 /* --- attention --- */
 
 typedef struct {
@@ -290,6 +319,7 @@ int main(int argc, char **argv) {
       PAIR_VARIANTS(clamp_add_split),
       PAIR_VARIANTS(glu_and_gates),
       PAIR_VARIANTS(rope),
+      PAIR_VARIANTS(norm_rope),
       PAIR_VARIANTS(attention_of_each_head_size),
       PAIR_VARIANTS(attention_of_the_models),
       PAIR_VARIANTS(attention_of_short_sequences),
