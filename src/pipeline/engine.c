@@ -240,9 +240,7 @@ static mo_status run_task(engine *e, int64_t block, int64_t micro) {
   e->timing[stage].compute += mo_seconds() - begin;
   if (e->recorder) MO_TRY(record_task(e, stage, micro));
   MO_TRY(hand_on(e, block));
-  mo_stage_clock *clock = e->job->stages + stage;
-  clock->busy += mo_seconds() - begin;
-  if (clock->worked == 0) clock->worked = begin - e->begin;
+  e->job->stages[stage].busy += mo_seconds() - begin;
   return mo_comm_poll(e->job->comm);
 }
 

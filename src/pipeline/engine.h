@@ -16,7 +16,6 @@
 /* Of a stage that this process worked on: seconds since the engine began. */
 typedef struct {
   double began, ready; /* its first byte was asked for; it was there whole; 0: it was not read */
-  double worked;       /* its first task began */
   double busy;         /* taken by its tasks, with what is recorded of them and the check of its weights */
 } mo_stage_clock;
 

@@ -1,4 +1,5 @@
-/* What a run was predicted to take, beside what it took. The prediction is a simulation at the rates of the run's own start. */
+/* What a run was predicted to take, beside what it took. The prediction is a simulation of the plan at the rates that the run saw: what
+ * of both differs is how well ranks, reading and computing overlapped. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,9 +8,9 @@
 
 /* What all ranks measured; each number is one rank's, so that a sum gathers them. */
 typedef struct {
-  double *began, *ready, *worked, *busy; /* [n_stages] as in mo_stage_clock */
-  double *opened, *done;                 /* [n_ranks] as in mo_engine_clock */
-  double *nodes;                         /* one number */
+  double *began, *ready, *busy; /* [n_stages] as in mo_stage_clock */
+  double *opened, *done;        /* [n_ranks] as in mo_engine_clock */
+  double *nodes;                /* one number */
 } measures;
 
 /* A stage that was read, and the time in which its rank read it and nothing before it. */
@@ -27,32 +28,22 @@ typedef struct {
   measures sums;
   reading *readings; /* [n_stages], in the order of the stages, as each rank reads them */
   int64_t n_readings;
-  int64_t *of_rank;                  /* [n_ranks] readings of a rank */
-  int64_t *placed;                   /* [n_ranks] their bytes in the arena so far */
-  double *last;                      /* [n_ranks] end of a rank's last reading so far */
-  double *stage;                     /* [n_stages] seconds for all sequences; 0: not known */
-  double *kind_seconds, *kind_flops; /* [n_stages] by the kind's first stage: of those whose own time is used */
-  double *early;                     /* [2, n_stages] the same of those worked on while the arena was filled */
-  int64_t *seen, *first;             /* [n_stages] by kind, of the rank under way: stages so far, and the first */
-  int64_t counted;                   /* stages whose own time is used */
-  int n_ranks;                       /* that read something */
+  int64_t *of_rank; /* [n_ranks] readings of a rank */
+  int64_t *placed;  /* [n_ranks] their bytes in the arena so far */
+  double *last;     /* [n_ranks] end of a rank's last reading so far */
+  double *stage;    /* [n_stages] seconds for all sequences */
+  int n_ranks;      /* that read something */
 } account;
 
-static int64_t sums_of(const mo_plan *plan) { return 4 * plan->n_stages + 2 * plan->n_ranks + 1; }
+static int64_t sums_of(const mo_plan *plan) { return 3 * plan->n_stages + 2 * plan->n_ranks + 1; }
 
 static measures lay_out(double *sums, const mo_plan *plan) {
   int64_t n = plan->n_stages;
-  measures m = {.began = sums, .ready = sums + n, .worked = sums + 2 * n, .busy = sums + 3 * n};
-  m.opened = sums + 4 * n;
+  measures m = {.began = sums, .ready = sums + n, .busy = sums + 2 * n};
+  m.opened = sums + 3 * n;
   m.done = m.opened + plan->n_ranks;
   m.nodes = m.done + plan->n_ranks;
   return m;
-}
-
-/* The first few of many stages. */
-static int64_t sample(int64_t n) {
-  const int64_t fewest = 3, part = 8;
-  return n / part > fewest ? n / part : fewest;
 }
 
 /* --- storage --- */
@@ -95,18 +86,16 @@ static void list_readings(account *a) {
   for (int64_t i = 0; i < a->n_readings; i++) a->readings[i].alone = is_alone(a, a->readings + i);
 }
 
-/* Bytes per second in a rank's first stages of those that are so. The very first also tells how long memory was allocated and
- * pinned, so that it only counts where there is no other. 0: there are none. */
+/* Bytes per second in a rank's stages that are so. The very first also tells how long memory was allocated and pinned, so that it
+ * only counts where there is no other. 0: there are none. */
 static double rate_of(const account *a, int rank, bool fresh, bool alone) {
   double bytes = 0, seconds = 0;
-  int64_t n = 0;
-  for (int64_t i = 0; i < a->n_readings && n < sample(a->of_rank[rank]); i++) {
+  for (int64_t i = 0; i < a->n_readings; i++) {
     const reading *r = a->readings + i;
     if (r->rank != rank || r->fresh != fresh || r->alone != alone) continue;
     if (r->place == 0 && a->of_rank[rank] > 1) continue;
     bytes += r->bytes;
     seconds += r->ready - r->from;
-    n++;
   }
   return seconds > 0 ? bytes / seconds : 0;
 }
@@ -159,18 +148,6 @@ static void set_storage(account *a, mo_plan_rates *rates) {
 
 /* --- products --- */
 
-static bool same_kind(const mo_layer_spec *a, const mo_layer_spec *b) {
-  return a->mixer == b->mixer && a->mlp == b->mlp && a->window == b->window;
-}
-
-/* The first stage that is like this one. */
-static int64_t kind_of(const mo_model_spec *spec, int64_t stage) {
-  if (stage < 1 || stage > spec->n_layers) return stage;
-  int64_t first = 1;
-  while (!same_kind(spec->layers + first - 1, spec->layers + stage - 1)) first++;
-  return first;
-}
-
 /* The part of the micro-batches that had the stage before them when the run began or went on. */
 static double part_computed(const mo_plan *plan, int64_t stage) {
   int64_t n = 0;
@@ -178,71 +155,12 @@ static double part_computed(const mo_plan *plan, int64_t stage) {
   return (double)n / (double)plan->n_micro;
 }
 
-/* When the rank's arena was full for the first time. Until then readers take all they can get, cores too. */
-static double fill_end(const account *a, int rank) {
-  double end = 0;
-  for (int64_t i = 0; i < a->n_readings; i++)
-    if (a->readings[i].rank == rank && a->readings[i].fresh) end = fmax(end, a->readings[i].ready);
-  return end;
-}
-
-static void add_to_kind(account *a, int64_t kind, int64_t stage, double sign) {
-  a->kind_seconds[kind] += sign * a->stage[stage];
-  a->kind_flops[kind] += sign * a->plan->costs[stage].flops;
-}
-
-/* The rank's first stages of each kind: as many of those that it worked on while its arena was filled, and after. The very first
- * may hold warm-up, so that the rate is that of the ones after it; where there are any, of those after the filling. */
-static void time_stages(account *a, int rank, bool filled) {
+/* Seconds of every stage for all sequences. Those before a continued run's start take none. */
+static void time_stages(account *a) {
   const mo_plan *plan = a->plan;
-  double end = fill_end(a, rank);
-  for (int64_t stage = 0; stage < plan->n_stages; stage++) a->seen[stage] = 0;
   for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++) {
-    int64_t kind = kind_of(a->job->spec, stage);
     double part = part_computed(plan, stage);
-    if (mo_plan_rank_of(plan, stage) != rank || !(a->sums.busy[stage] > 0) || !(part > 0)) continue;
-    if (a->seen[kind] == sample(a->of_rank[rank]) || (a->sums.worked[stage] > end) != filled) continue;
-    a->stage[stage] = a->sums.busy[stage] / part;
-    a->counted++;
-    if (a->seen[kind]++ == 0) a->first[kind] = stage;
-    if (a->seen[kind] == 2 && !filled) add_to_kind(a, kind, a->first[kind], -1);
-    add_to_kind(a, kind, stage, 1);
-  }
-}
-
-/* What is known of a kind from before the filling's end is forgotten where more is known. */
-static void time_all(account *a) {
-  int64_t n = a->plan->n_stages;
-  for (int rank = 0; rank < a->plan->n_ranks; rank++) time_stages(a, rank, true);
-  double *seconds = a->kind_seconds, *flops = a->kind_flops;
-  a->kind_seconds = a->early;
-  a->kind_flops = a->early + n;
-  for (int rank = 0; rank < a->plan->n_ranks; rank++) time_stages(a, rank, false);
-  for (int64_t kind = 0; kind < n; kind++) {
-    if (flops[kind] > 0) continue;
-    seconds[kind] = a->early[kind];
-    flops[kind] = a->early[n + kind];
-  }
-  a->kind_seconds = seconds;
-  a->kind_flops = flops;
-}
-
-/* Seconds of every stage: its own where it was measured, else by its kind's rate, else by that of all kinds. */
-static void fill_seconds(account *a) {
-  const mo_plan *plan = a->plan;
-  double seconds = 0, flops = 0;
-  for (int64_t kind = 0; kind < plan->n_stages; kind++) {
-    if (!(a->kind_flops[kind] > 0)) continue;
-    seconds += a->kind_seconds[kind];
-    flops += a->kind_flops[kind];
-  }
-  for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++) {
-    int64_t kind = kind_of(a->job->spec, stage);
-    if (a->stage[stage] > 0) continue;
-    if (a->kind_flops[kind] > 0)
-      a->stage[stage] = plan->costs[stage].flops * a->kind_seconds[kind] / a->kind_flops[kind];
-    else if (flops > 0)
-      a->stage[stage] = plan->costs[stage].flops * seconds / flops;
+    if (part > 0) a->stage[stage] = a->sums.busy[stage] / part;
   }
 }
 
@@ -261,7 +179,10 @@ static double mean_opened(const account *a) {
 static void print_comparison(const account *a, const mo_plan_rates *rates, const mo_plan_time *time) {
   const mo_plan *plan = a->plan;
   double seconds = 0, flops = 0, measured = 0;
-  char storage[100] = "";
+  char storage[100] = "", rest[60] = "";
+  if (plan->first_stage > 0)
+    snprintf(rest, sizeof rest, " of the last %lld of %lld stages", (long long)(plan->n_stages - plan->first_stage),
+             (long long)plan->n_stages);
   for (int rank = 0; rank < plan->n_ranks; rank++) measured = fmax(measured, a->sums.done[rank]);
   for (int64_t stage = plan->first_stage; stage < plan->n_stages; stage++) {
     seconds += a->stage[stage];
@@ -275,10 +196,9 @@ static void print_comparison(const account *a, const mo_plan_rates *rates, const
     snprintf(storage + n, sizeof storage - (size_t)n, " and ");
   }
   fprintf(stderr,
-          "moe-outliers: predicted %.3g s, measured %.3g s from the first read to the last product, bound by %s (rates "
-          "of the first %lld of %lld stages: %s%.3g TFLOP/s a rank)\n",
-          time->seconds, measured, time->storage_alone >= time->compute_alone ? "storage" : "compute",
-          (long long)a->counted, (long long)(plan->n_stages - plan->first_stage), storage,
+          "moe-outliers: predicted %.3g s, measured %.3g s from the first read to the last product%s, bound by %s "
+          "(at %s%.3g TFLOP/s a rank)\n",
+          time->seconds, measured, rest, time->storage_alone >= time->compute_alone ? "storage" : "compute", storage,
           seconds > 0 ? 1e-12 * flops / seconds : 0);
 }
 
@@ -290,8 +210,7 @@ static mo_status compare(account *a) {
   list_readings(a);
   if (a->n_readings == 0) return MO_OK;
   set_storage(a, &rates);
-  time_all(a);
-  fill_seconds(a);
+  time_stages(a);
   rates.stage_seconds = a->stage;
   rates.start_seconds = mean_opened(a);
   MO_TRY(mo_plan_predict(a->plan, &rates, &time));
@@ -305,22 +224,16 @@ static mo_status compare_on_one(const mo_run_plan_job *job, const mo_plan *plan,
   a.readings = mo_alloc(stages, sizeof *a.readings);
   a.of_rank = mo_alloc(2 * ranks, sizeof *a.of_rank);
   a.last = mo_alloc(ranks, sizeof *a.last);
-  a.stage = mo_alloc(5 * stages, sizeof *a.stage);
-  a.seen = mo_alloc(2 * stages, sizeof *a.seen);
-  mo_status status = a.readings && a.of_rank && a.last && a.stage && a.seen ? MO_OK : MO_FAILED;
+  a.stage = mo_alloc(stages, sizeof *a.stage);
+  mo_status status = a.readings && a.of_rank && a.last && a.stage ? MO_OK : MO_FAILED;
   if (status == MO_OK) {
     a.placed = a.of_rank + ranks;
-    a.kind_seconds = a.stage + stages;
-    a.kind_flops = a.kind_seconds + stages;
-    a.early = a.kind_flops + stages;
-    a.first = a.seen + stages;
     status = compare(&a);
   }
   free(a.readings);
   free(a.of_rank);
   free(a.last);
   free(a.stage);
-  free(a.seen);
   return status;
 }
 
@@ -330,7 +243,6 @@ static void fill_measures(const mo_run_plan_job *job, const mo_plan *plan, const
   for (int64_t stage = 0; stage < plan->n_stages; stage++) {
     mine.began[stage] = stages[stage].began;
     mine.ready[stage] = stages[stage].ready;
-    mine.worked[stage] = stages[stage].worked;
     mine.busy[stage] = stages[stage].busy;
   }
   mine.opened[mo_comm_rank(job->comm)] = clock->opened;

@@ -164,7 +164,7 @@ def test_the_rest_is_dealt_anew(tmp_path, unbroken, ranks):
     lines = run_to_the_end(["run", interrupted.config(tmp_path)], ranks, tmp_path)
     predicted = [line for line in lines if line.startswith("moe-outliers: predicted ")]
     assert len(predicted) == 1
-    left = int(re.search(r"of the first \d+ of (\d+) stages", predicted[0])[1])
+    left = int(re.search(r"of the last (\d+) of \d+ stages", predicted[0])[1])
     assert interrupted.STAGES - len(done) <= left < interrupted.STAGES
     if ranks and left >= ranks:
         with h5py.File(tmp_path / "r.h5") as file:
