@@ -8,7 +8,8 @@
 #include "moe_outliers/layer.h"
 #include "pipeline/partition.h"
 
-static const int64_t look_ahead = 8000000000; /* bytes of weights in memory at a time that always suffice */
+/* Bytes of weights in memory at a time that always suffice; on the host memory that is used for the first time costs most. */
+static const int64_t look_ahead = 8000000000, look_ahead_on_host = 1000000000;
 
 static mo_status fill_costs(mo_plan *plan, const mo_plan_request *request) {
   for (int64_t stage = 0; stage < plan->n_stages; stage++) {
@@ -115,7 +116,8 @@ static mo_status weight_budget(const mo_plan *plan, const char *from, int64_t *b
   *budget = plan->memory_bytes ? plan->memory_bytes - others : INT64_MAX;
   if (*budget >= largest + plan->ablation_bytes) {
     /* One rank uses each weight once, as it comes: more memory than looks ahead does not make it faster. */
-    int64_t ahead = look_ahead > 4 * largest ? look_ahead : 4 * largest;
+    int64_t ahead = plan->host_memory ? look_ahead_on_host : look_ahead;
+    if (ahead < 4 * largest) ahead = 4 * largest;
     if (plan->n_ranks == 1 && *budget > ahead) *budget = ahead;
     return MO_OK;
   }
