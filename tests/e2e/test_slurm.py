@@ -249,6 +249,7 @@ def time_limit(study, expected):
     assert running[0] == "running"
     assert re.match(job + r": layer \d/8, \d+ %, [\d.]+ GB/s, ETA (> )?[\d.]+ (s|min|h)$", running[1])
     study.wait_for_log("long", "^slurm: told to stop: saving$", 70)
+    study.cluster.wait(lambda: has_pending(first, signal.SIGUSR1), 20, "no signal")
     send(signal.SIGCONT, [first])
     assert_continued(study, job, expected.unbroken)
 
