@@ -203,14 +203,14 @@ static mo_status launch_norm_rotate(mo_cuda *cuda, const mo_model_spec *spec, co
   MO_TRY(mo_cuda_vector(cuda, weight, 0, width, false, cuda->stream, w));
   int shift = 0;
   while (1 << shift < of_head) shift++;
-  int64_t token = heads * of_head;
-  bool many = token % (4 * 32) == 0;
-  int64_t unit = whole ? token : many ? 4 * 32 : 32, units = (rows * token + unit - 1) / unit;
-  auto kernel = whole  ? token <= 4 * 32 ? norm_rotate<T, 4, true> : norm_rotate<T, 8, true>
+  int64_t of_token = heads * of_head;
+  bool many = of_token % (4 * 32) == 0;
+  int64_t unit = whole ? of_token : many ? 4 * 32 : 32, units = (rows * of_token + unit - 1) / unit;
+  auto kernel = whole  ? of_token <= 4 * 32 ? norm_rotate<T, 4, true> : norm_rotate<T, 8, true>
                  : many ? norm_rotate<T, 4, false>
                        : norm_rotate<T, 1, false>;
   kernel<<<(unsigned)((units * 32 + THREADS - 1) / THREADS), THREADS, 0, cuda->stream>>>(
-      spec->norm, w, (T *)x, (uint32_t)(rows * token), (uint32_t)unit, shift, turn);
+      spec->norm, w, (T *)x, (uint32_t)(rows * of_token), (uint32_t)unit, shift, turn);
   MO_LAUNCHED("norm_rotate");
   return MO_OK;
 }
