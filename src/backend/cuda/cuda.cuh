@@ -161,8 +161,8 @@ __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
   __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<uint32_t *>(&pair);
 }
-/* Rounded to T and back: a rounding point of the reference. As half of a pair, as a single number has a slower instruction, and one
- * in the high half needs no shift. */
+/* Rounded to T and back: a rounding point of the reference. As half of a pair: a single number has an
+ * instruction of its own on Hopper (F2F; docs/kernels.md), and one in the high half needs no shift. */
 template <typename T>
 __device__ __forceinline__ float rounded(float x) {
   return sizeof(T) == sizeof(bf16) ? __uint_as_float(bf16_pair(0, x)) : x;
