@@ -1,5 +1,6 @@
 /* Gated DeltaNet of the CUDA backend: convolution, gates, and norm; formulas and rounding points as in cpu/delta.c. */
 #include "backend/cuda/delta.cuh"
+#include "backend/cuda/pack.cuh"
 
 namespace {
 
@@ -45,31 +46,9 @@ template <typename T>
 struct piece {
   static constexpr int N = 16 / (int)sizeof(T);
   float x[N];
-  __device__ __forceinline__ void unpack(const uint4 &from);
-  __device__ __forceinline__ uint4 pack() const;
+  __device__ __forceinline__ void unpack(const uint4 &from) { ::unpack(from, x, (const T *)nullptr); }
+  __device__ __forceinline__ uint4 pack() const { return packed(x, (const T *)nullptr); }
 };
-template <>
-__device__ __forceinline__ void piece<float>::unpack(const uint4 &from) {
-  x[0] = __uint_as_float(from.x), x[1] = __uint_as_float(from.y);
-  x[2] = __uint_as_float(from.z), x[3] = __uint_as_float(from.w);
-}
-template <>
-__device__ __forceinline__ uint4 piece<float>::pack() const {
-  return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
-}
-template <>
-__device__ __forceinline__ void piece<bf16>::unpack(const uint4 &from) {
-  const uint32_t pairs[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    x[2 * i] = __uint_as_float(pairs[i] << 16);
-    x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-  }
-}
-template <>
-__device__ __forceinline__ uint4 piece<bf16>::pack() const {
-  return make_uint4(bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]), bf16_pair(x[4], x[5]), bf16_pair(x[6], x[7]));
-}
 
 /* --- convolution and gates --- */
 

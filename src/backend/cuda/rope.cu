@@ -43,10 +43,11 @@ static mo_status make_tables(mo_cuda *cuda, const mo_model_spec *spec, int64_t S
 
 /* --- a pair --- */
 
+template <typename T>
 __device__ __forceinline__ void turn_pair(float &a, float &b, float c, float s) {
   float first = a;
-  a = a * c - b * s;
-  b = b * c + first * s;
+  a = rounded<T>(a * c) - rounded<T>(b * s);
+  b = rounded<T>(b * c) + rounded<T>(first * s);
 }
 /* The same on bits of two numbers each. The instructions round as float32 and then bf16 would: a product is exact in float32, and
  * a sum that isn't has no bits near the middle between two numbers of bf16. */
@@ -68,7 +69,7 @@ __device__ __forceinline__ void turn_packs(uint4 &a, uint4 &b, const uint4 &c, c
   float x[4], y[4], cosines[4], sines[4];
   unpack(a, x, type), unpack(b, y, type), unpack(c, cosines, type), unpack(s, sines, type);
 #pragma unroll
-  for (int k = 0; k < 4; k++) turn_pair(x[k], y[k], cosines[k], sines[k]);
+  for (int k = 0; k < 4; k++) turn_pair<float>(x[k], y[k], cosines[k], sines[k]);
   a = packed(x, type), b = packed(y, type);
 }
 
@@ -97,9 +98,9 @@ static __global__ void rope(rotation<T> turn, T *x, int64_t packs) {
       pack_at(v + turn.half) = b;
     } else {
       float a = to_float(v[0]), b = to_float(v[turn.half]);
-      float c = to_float(turn.cosines[angle]), s = to_float(turn.sines[angle]);
-      v[0] = from_float<T>(rounded<T>(a * c) - rounded<T>(b * s));
-      v[turn.half] = from_float<T>(rounded<T>(b * c) + rounded<T>(a * s));
+      turn_pair<T>(a, b, to_float(turn.cosines[angle]), to_float(turn.sines[angle]));
+      v[0] = from_float<T>(a);
+      v[turn.half] = from_float<T>(b);
     }
   }
 }
