@@ -280,6 +280,7 @@ def summarise(reference, exact, rounded):
 
 
 def make(reference, out):
+    """The folder of a reference; returns what `run` gave in float32, and of each attention in bfloat16."""
     folder = out / reference.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -302,9 +303,14 @@ def make(reference, out):
             attention: run(load(source, torch.bfloat16, attention, unused), tokens) for attention in attentions
         }
     save_reference(folder, reference, exact, rounded)
-    summarise(reference, exact, rounded)
     for path in folder.iterdir():
         path.chmod(0o644)
+    return exact, rounded
+
+
+def set_up():
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def arguments(description, names):
@@ -318,8 +324,7 @@ def arguments(description, names):
     unknown = set(args.names) - {reference.name for reference in REFERENCES}
     if unknown:
         parser.error(f"no reference {sorted(unknown)}")
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
+    set_up()
     return args
 
 
@@ -330,7 +335,7 @@ def main():
         save_mxfp4_codes(args.out)
     for reference in REFERENCES:
         if reference.name in args.names:
-            make(reference, args.out)
+            summarise(reference, *make(reference, args.out))
 
 
 if __name__ == "__main__":
