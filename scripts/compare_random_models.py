@@ -4,11 +4,11 @@
     compare_random_models.py [--first SEED] [--count N] [--device cpu|cuda|both] [--jobs J] [--keep FOLDER] PROGRAM
 
 Of each model PROGRAM runs in float32 and in bf16, on a GPU in bf16 also with the portable kernels. Required, as of the
-references in the tests: in float32 every site within a relative error of 2e-4, losses within 1e-4 and the tokens of
-each expert exactly; in bf16 at most 1.3 times the error of transformers' own bf16 run, unless rounding moved a token to
-another expert in either, which is worth more than all rounding: then at most 1. Prints what failed, and at the end how
-many held and the worst. Exit status: 0 all held, 1 some did not. Needs what make_references.py needs; --keep keeps the
-models that failed.
+references in the tests: in float32 every site within a relative error of 2e-4, its largest error within 1e-3 of its
+largest value, losses within 1e-4 and the tokens of each expert exactly; in bf16 at most 1.3 times the error of
+transformers' own bf16 run, unless rounding moved a token to another expert in either, which is worth more than all
+rounding: then at most 1. Prints what failed, and at the end how many held and the worst. Exit status: 0 all held, 1
+some did not. Needs what make_references.py needs; --keep keeps the models that failed.
 """
 
 import argparse
@@ -28,7 +28,9 @@ import transformers
 from make_references import SITES, make, moved_tokens, relative_error, set_up
 from random_models import random_reference
 
-SITE_TOLERANCE, LOSS_TOLERANCE, BF16_FACTOR = 2e-4, 1e-4, 1.3
+# As in tests/e2e/test_references.py.
+SITE_TOLERANCE, ELEMENT_TOLERANCE, LOSS_TOLERANCE = 2e-4, 1e-3, 1e-4
+BF16_FACTOR = 1.3
 SECONDS = 120  # of a run
 CONFIG = """
 model: {{ path = "{folder}"; }};
@@ -48,38 +50,42 @@ def make_one(seed, out):
 
 
 def errors(result, reference):
-    """Relative error at each site, that of the losses, and whether each expert got the same tokens."""
+    """Relative error at each site, largest of an element, of the losses; whether each expert got the same tokens."""
     layers = int(result.attrs["n_layers"])
     names = [f"{layer:03d}/{site}" for layer in range(layers) for site in SITES]
-    sites = [relative_error(result[f"activations/{name}"][:], reference[f"fp32/layers/{name}"][:]) for name in names]
+    pairs = [(result[f"activations/{name}"][:], reference[f"fp32/layers/{name}"][:]) for name in names]
+    sites = [relative_error(values, expected) for values, expected in pairs]
+    element = max(np.abs(values - expected).max() / np.abs(expected).max() for values, expected in pairs)
     expected = reference["fp32/nll"][:].astype(np.float64)
     losses = np.abs(result["perplexity/nll"][:] - expected).mean() / np.abs(expected).mean()
     same = "fp32/expert_tokens" not in reference or np.array_equal(
         result["routing/expert_tokens"][:], reference["fp32/expert_tokens"][:]
     )
-    return np.array(sites), losses, same
+    return np.array(sites), element, losses, same
 
 
-def compare(program, folder, shape, moved, case):
+def compare(program, folder, reference, moved, case):
     """(held, what is told, the figure that counts) of one run."""
     device, precision, portable = case
     result = folder / f"{device}-{precision}{'-portable' if portable else ''}.h5"
     config = result.with_suffix(".cfg")
     memory = 4.0 if device == "cuda" else 0.0  # several runs share a GPU
-    settings = dict(folder=folder, sequences=shape[0], length=shape[1], device=device, precision=precision)
-    config.write_text(CONFIG.format(**settings, memory=memory, result=result))
+    shape = dict(sequences=reference.sequences, length=reference.length)
+    engine = dict(device=device, precision=precision, memory=memory)
+    config.write_text(CONFIG.format(folder=folder, result=result, **shape, **engine))
     environment = os.environ | {"MO_CUDA_PORTABLE": str(int(portable))}
     command = ["timeout", str(SECONDS), program, "run", config]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         return False, f"exit status {done.returncode}: {done.stderr.strip()[-400:]}", None
-    with h5py.File(result) as file, h5py.File(folder / "reference.h5") as reference:
-        sites, losses, same = errors(file, reference)
-        own = reference["bf16/eager/relative_error"][:].ravel()
+    with h5py.File(result) as file, h5py.File(folder / "reference.h5") as expected:
+        sites, element, losses, same = errors(file, expected)
+        own = expected["bf16/eager/relative_error"][:].ravel()
     result.unlink()
     if precision == "fp32":
-        held = sites.max() <= SITE_TOLERANCE and losses <= LOSS_TOLERANCE and same
-        return held, f"sites {sites.max():.1e}, losses {losses:.1e}, same experts: {same}", sites.max()
+        held = sites.max() <= SITE_TOLERANCE and element <= ELEMENT_TOLERANCE and losses <= LOSS_TOLERANCE and same
+        told = f"sites {sites.max():.1e}, elements {element:.1e}, losses {losses:.1e}, same experts: {same}"
+        return held, told, sites.max()
     ratio = (sites / own).max()
     told = f"{ratio:.3f} times transformers' error, which moved {moved} tokens, same experts: {same}"
     if moved or not same:
@@ -97,9 +103,9 @@ def cases(device):
 
 def compare_all(args, out, reference, moved):
     """Rows (case, held, told, figure); the model's folder is gone after it."""
-    folder, shape, rows = out / reference.name, (reference.sequences, reference.length), []
+    folder, rows = out / reference.name, []
     for case in cases(args.device):
-        rows.append((case, *compare(args.program, folder, shape, moved, case)))
+        rows.append((case, *compare(args.program, folder, reference, moved, case)))
     if args.keep and not all(held for _, held, _, _ in rows):
         shutil.copytree(folder, args.keep / reference.name, dirs_exist_ok=True)
     shutil.rmtree(folder)

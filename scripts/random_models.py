@@ -175,10 +175,10 @@ def random_glm4_moe(draw):
     )
 
 
-def random_gpt_oss(draw, mxfp4):
+def random_gpt_oss(draw):
     """MXFP4 has blocks of 32 numbers."""
     count, top_k = draw.experts()
-    hidden, widths = ((64, 96, 128, 192, 288), (32, 64, 96, 128)) if mxfp4 else ((40, 72, 136), WIDTHS)
+    hidden, widths = ((64, 96, 128, 192, 288), (32, 64, 96, 128)) if draw.mxfp4 else ((40, 72, 136), WIDTHS)
     return gpt_oss(
         **draw.body((10, 16, 32, 64, 64, 128), hidden),
         num_local_experts=count,
@@ -188,7 +188,6 @@ def random_gpt_oss(draw, mxfp4):
     )
 
 
-# Each as often as it has pieces of its own.
 CONFIGS = {
     "qwen3_next": random_qwen3_next,
     "glm4_moe": random_glm4_moe,
@@ -199,26 +198,24 @@ CONFIGS = {
     "llama": random_llama,
     "qwen3": random_qwen3,
 }
+# Those with more pieces of their own come twice.
 ROUND = [*CONFIGS, "qwen3_next", "glm4_moe", "gpt_oss", "qwen3_moe"]
 
 
 def random_reference(seed):
     """The reference of a seed: its architecture is ROUND[seed % len(ROUND)], all else is drawn."""
     draw, name = Draw(seed), ROUND[seed % len(ROUND)]
-    mxfp4 = name == "gpt_oss" and draw.choice((True, True, False))
-    config = random_gpt_oss(draw, mxfp4) if name == "gpt_oss" else CONFIGS[name](draw)
-    common = draw.common()
-    if name == "gpt_oss":
-        common = {"rms_norm_eps": common["rms_norm_eps"]}
+    draw.mxfp4 = name == "gpt_oss" and draw.choice((True, True, False))
+    config = CONFIGS[name](draw) | draw.common()
     length = draw.choice(LENGTHS)
     return Reference(
         f"{name}_{seed}",
-        config | common,
+        config,
         seed,
         sequences=draw.choice((1, 2, 3, 5) if length < 150 else (1, 2)),
         length=length,
-        dtype="bfloat16" if mxfp4 else draw.choice(("bfloat16", "bfloat16", "float32", "float16")),
+        dtype="bfloat16" if draw.mxfp4 else draw.choice(("bfloat16", "bfloat16", "float32", "float16")),
         shards=draw.choice((1, 1, 3)),
         style=draw.choice(("old", "new")),
-        mxfp4=mxfp4,
+        mxfp4=draw.mxfp4,
     )
