@@ -41,19 +41,10 @@ __device__ __forceinline__ float sigmoid_times(float x, float y) {
   return sizeof(T) == 2 ? __fdividef(y, 1.0f + __expf(-x)) : y / (1.0f + expf(-x));
 }
 
-/* Sixteen bytes of activations, which a thread moves at once, as numbers. */
-template <typename T>
-struct piece {
-  static constexpr int N = 16 / (int)sizeof(T);
-  float x[N];
-  __device__ __forceinline__ void unpack(const uint4 &from) { ::unpack(from, x, (const T *)nullptr); }
-  __device__ __forceinline__ uint4 pack() const { return packed(x, (const T *)nullptr); }
-};
-
 /* --- convolution and gates --- */
 
 constexpr int CONV_TOKENS = 16; /* of a thread */
-constexpr int WIDE_TOKENS = 64; /* the same, where pieces of channels stay together */
+constexpr int WIDE_TOKENS = 64; /* the same, where packs of channels stay together */
 constexpr int WIDE_THREADS = 128;
 
 /* w [channels, kernel]. A thread: one channel of CONV_TOKENS tokens. */
@@ -75,19 +66,19 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/* Four tokens of a piece of channels, from token s of n on. */
+/* Four tokens of a pack of channels, from token s of n on. */
 template <typename T>
 __device__ __forceinline__ void load_batch(uint4 (&batch)[4], const T *x, int64_t width, int s, int n) {
 #pragma unroll
   for (int u = 0; u < 4; u++) batch[u] = s + u < n ? *(const uint4 *)(x + (s + u) * width) : make_uint4(0, 0, 0, 0);
 }
 
-/* The same for a kernel of four taps; a thread: one piece of channels of WIDE_TOKENS tokens of a sequence. It asks for
+/* The same for a kernel of four taps; a thread: one pack of channels of WIDE_TOKENS tokens of a sequence. It asks for
  * the next four tokens before it computes these. */
 template <typename T>
 __global__ void __launch_bounds__(WIDE_THREADS, 4)
     convolve_wide(const mo_delta_sizes d, int runs, const float *w, const T *qkvz, T *mixed) {
-  constexpr int N = piece<T>::N;
+  constexpr int N = mo_pack<T>::width;
   const int c = (blockIdx.y * WIDE_THREADS + threadIdx.x) * N, s0 = (int)(blockIdx.x % runs) * WIDE_TOKENS;
   if (c >= d.channels) return;
   const int64_t width = (int64_t)d.kh * d.group, row = blockIdx.x / runs * d.S + s0;
@@ -99,10 +90,10 @@ __global__ void __launch_bounds__(WIDE_THREADS, 4)
   for (int i = 0; i < N; i++)
 #pragma unroll
     for (int j = 0; j < 4; j++) taps[j][i] = w[(c + i) * 4 + j];
-  piece<T> window[4] = {}; /* token s at s % 4 */
+  float window[4][N] = {}; /* token s at s % 4 */
 #pragma unroll
   for (int j = 1; j < 4; j++)
-    if (s0 + j >= 4) window[j].unpack(*(const uint4 *)(x + (j - 4) * width));
+    if (s0 + j >= 4) load(x + (j - 4) * width, window[j]);
   uint4 batch[4], next[4];
   load_batch(next, x, width, 0, n);
   for (int s = 0; s < n; s += 4) {
@@ -111,17 +102,17 @@ __global__ void __launch_bounds__(WIDE_THREADS, 4)
     load_batch(next, x, width, s + 4, n);
 #pragma unroll
     for (int u = 0; u < 4; u++) {
-      piece<T> out;
-      window[u].unpack(batch[u]);
+      float out[N];
+      unpack(batch[u], window[u], x);
 #pragma unroll
       for (int i = 0; i < N; i++) {
         float sum = 0;
 #pragma unroll
-        for (int j = 0; j < 4; j++) sum += taps[j][i] * window[(u + j + 1) % 4].x[i];
+        for (int j = 0; j < 4; j++) sum += taps[j][i] * window[(u + j + 1) % 4][i];
         sum = rounded<T>(sum);
-        out.x[i] = sigmoid_times<T>(sum, sum);
+        out[i] = sigmoid_times<T>(sum, sum);
       }
-      if (s + u < n) *(uint4 *)(mixed + (int64_t)(s + u) * d.channels) = out.pack();
+      if (s + u < n) store(mixed + (int64_t)(s + u) * d.channels, out);
     }
   }
 }
@@ -144,11 +135,11 @@ template <typename T>
 mo_status conv(mo_cuda *cuda, const mo_delta_sizes &d, int kernel, const float *w, const void *qkvz, const void *ba,
                void *mixed, float *beta, float *decay) {
   const float *a_log = w + (int64_t)d.channels * kernel, *dt_bias = a_log + d.vh;
-  constexpr int N = piece<T>::N;
+  constexpr int N = mo_pack<T>::width;
   if (kernel == 4 && d.kd % N == 0 && d.vd % N == 0) {
     const int runs = (int)((d.S + WIDE_TOKENS - 1) / WIDE_TOKENS);
-    const int pieces = d.channels / N;
-    dim3 grid((unsigned)(d.B * runs), (unsigned)((pieces + WIDE_THREADS - 1) / WIDE_THREADS));
+    const int packs = d.channels / N;
+    dim3 grid((unsigned)(d.B * runs), (unsigned)((packs + WIDE_THREADS - 1) / WIDE_THREADS));
     convolve_wide<T><<<grid, WIDE_THREADS, 0, cuda->stream>>>(d, runs, w, (const T *)qkvz, (T *)mixed);
   } else {
     dim3 grid((unsigned)((d.B * d.S + CONV_TOKENS - 1) / CONV_TOKENS), (unsigned)((d.channels + 255) / 256));
@@ -181,33 +172,32 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/* The same where LANES pieces are a row; so many lanes share it. */
+/* The same where LANES packs are a row; so many lanes share it. */
 template <typename T, int LANES>
 __global__ void __launch_bounds__(256)
     norm_gate_wide(const mo_delta_sizes d, float eps, const float *w, const T *qkvz, T *x) {
-  constexpr int N = piece<T>::N;
+  constexpr int N = mo_pack<T>::width;
   const int64_t i = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
   const bool inside = i < d.B * d.S * d.vh; /* lanes outside still take part in the warp's sums */
   const int place = threadIdx.x % LANES * N;
   const T *gate = qkvz + i / d.vh * d.kh * d.group + z_place(d, (int)(i % d.vh)) + place;
-  uint4 *at = (uint4 *)(x + i * d.vd + place);
-  piece<T> o = {}, z = {};
+  T *at = x + i * d.vd + place;
+  float o[N] = {}, z[N] = {};
   if (inside) {
-    o.unpack(*at);
-    z.unpack(*(const uint4 *)gate);
+    load(at, o);
+    load(gate, z);
   }
   float weight[N], sum = 0; /* weights are asked for with the row, not after its sum */
 #pragma unroll
   for (int j = 0; j < N; j++) weight[j] = w[place + j];
 #pragma unroll
-  for (int j = 0; j < N; j++) sum += o.x[j] * o.x[j];
+  for (int j = 0; j < N; j++) sum += o[j] * o[j];
 #pragma unroll
   for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   const float scale = 1.0f / sqrtf(sum / (float)d.vd + eps);
 #pragma unroll
-  for (int j = 0; j < N; j++)
-    o.x[j] = sigmoid_times<T>(z.x[j], rounded<T>(rounded<T>(o.x[j] * scale) * weight[j]) * z.x[j]);
-  if (inside) *at = o.pack();
+  for (int j = 0; j < N; j++) o[j] = sigmoid_times<T>(z[j], rounded<T>(rounded<T>(o[j] * scale) * weight[j]) * z[j]);
+  if (inside) store(at, o);
 }
 
 template <typename T, int LANES>
@@ -219,8 +209,8 @@ void launch_norm(mo_cuda *cuda, const mo_delta_sizes &d, float eps, const float 
 
 template <typename T>
 mo_status apply_norm(mo_cuda *cuda, const mo_delta_sizes &d, float eps, const float *w, const void *qkvz, void *x) {
-  constexpr int N = piece<T>::N;
-  const bool whole = d.kd % N == 0; /* then z begins at a piece */
+  constexpr int N = mo_pack<T>::width;
+  const bool whole = d.kd % N == 0; /* then z begins at a pack */
   const unsigned blocks = (unsigned)((d.B * d.S * d.vh + 7) / 8);
   if (whole && d.vd == 16 * N)
     launch_norm<T, 16>(cuda, d, eps, w, qkvz, x);
