@@ -53,6 +53,9 @@ static void open_model(pipeline *p) {
   long threads = o->threads ? (long)o->threads : sysconf(_SC_NPROCESSORS_ONLN) / local;
   mo_backend_options backend_options = {
       .precision = MO_PRECISION_BF16, .threads = threads < 1 ? 1 : (int)threads, .device = mo_comm_local_rank(p->comm)};
+#ifdef MO_HAVE_CUDA
+  if (mo_comm_size(p->comm) > 1) mo_backend_cuda_meet_peers();
+#endif
   bench_must(mo_backend_choose(strcmp(o->device, "cuda") == 0 ? MO_DEVICE_CUDA : MO_DEVICE_CPU, &table));
   *m = (bench_model){
       .sequences = o->sequences, .length = o->length, .micro = o->micro, .statistics = true, .experts = true};

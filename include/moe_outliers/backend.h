@@ -221,8 +221,11 @@ mo_backend_memory mo_backend_memory_cuda(const mo_backend_load *load);
 
 #ifdef MO_HAVE_CUDA
 extern const mo_backend_table mo_backend_cuda;
-/* CUDA devices that this process sees; 0 also where there is no driver. Before other threads may read the environment. */
+/* CUDA devices that this process sees; 0 also where there is no driver. */
 int mo_backend_cuda_count(void);
+/* To be called in a process that has peers, before any other call of CUDA and before other threads may read the environment:
+ * then each stream has a queue of the GPU. Where two share one, operations wait behind a transfer that waits for a peer. */
+void mo_backend_cuda_meet_peers(void);
 /* The UUID of a visible device, of the instance where it is a MIG instance. */
 MO_CHECKED mo_status mo_backend_cuda_id(int device, uint8_t id[16]);
 #endif

@@ -13,8 +13,8 @@ extern "C" {
 typedef enum {
   MO_PHASE_LAUNCH, /* before main: the loader and libraries' constructors */
   MO_PHASE_MPI,
-  MO_PHASE_INPUT,
-  MO_PHASE_DEVICE, /* what of it the phases before did not hide */
+  MO_PHASE_DEVICE,
+  MO_PHASE_INPUT, /* what of it the phases before did not hide */
   MO_PHASE_PLAN,
   MO_PHASE_RESUME,
   MO_PHASE_ANALYSIS,

@@ -16,8 +16,8 @@ static struct {
 static const char *const names[MO_PHASE_COUNT] = {
     [MO_PHASE_LAUNCH] = "before main",
     [MO_PHASE_MPI] = "MPI",
-    [MO_PHASE_INPUT] = "input",
     [MO_PHASE_DEVICE] = "device",
+    [MO_PHASE_INPUT] = "input",
     [MO_PHASE_PLAN] = "plan",
     [MO_PHASE_RESUME] = "resume",
     [MO_PHASE_ANALYSIS] = "analysis",

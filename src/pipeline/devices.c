@@ -72,6 +72,7 @@ mo_status mo_devices_describe(const mo_comm *comm, mo_rank_device *self) {
   self->rank = mo_comm_rank(comm);
   if (gethostname(self->host, sizeof self->host - 1) != 0) snprintf(self->host, sizeof self->host, "an unnamed host");
 #ifdef MO_HAVE_CUDA
+  if (mo_comm_size(comm) > 1) mo_backend_cuda_meet_peers();
   self->visible = mo_backend_cuda_count();
   if (self->visible < 1) return MO_OK;
   self->device = mo_comm_local_rank(comm) % self->visible;

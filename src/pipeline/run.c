@@ -47,7 +47,29 @@ typedef struct {
 
 static bool ablates(const run_state *run) { return run->config->analysis.ablate == MO_ABLATE_FEATURES; }
 
-/* --- phase 1: the input, on every rank, nothing written --- */
+/* --- phase 1: the backend --- */
+
+/* Threads that start later inherit what this one may use. */
+static void use_cores(run_state *run) {
+  int ranks = mo_comm_local_size(run->comm);
+  if (mo_machine_widen(ranks) == MO_BINDING_REFUSED)
+    fprintf(stderr,
+            "moe-outliers: note: rank %d is bound to fewer cores than its share and may not change that: start it with "
+            "mpirun --bind-to none\n",
+            mo_comm_rank(run->comm));
+  mo_machine machine;
+  mo_machine_read(&machine, "");
+  run->cores = mo_machine_share(&machine, ranks);
+}
+
+static mo_status open_backend(run_state *run) {
+  mo_backend_options options = {.precision = run->config->engine.precision,
+                                .threads = mo_run_threads(run->config, run->cores),
+                                .device = run->device};
+  return run->table->open(&run->backend, &options);
+}
+
+/* --- phase 2: the input and the plan, the same on every rank, nothing written --- */
 
 static mo_status name_model(run_state *run) {
   const mo_config *config = run->config;
@@ -76,28 +98,6 @@ static mo_status open_input(run_state *run, mo_preparation *preparation) {
   if (mo_comm_rank(run->comm) == 0) MO_TRY(mo_results_check_path(config->output.path, config->output.overwrite));
   MO_TRY(name_model(run));
   return mo_model_files_tokens(&run->tokens, config, run->input.spec.vocab);
-}
-
-/* --- phase 2: the backend, and the plan, the same on every rank --- */
-
-/* Threads that start later inherit what this one may use. */
-static void use_cores(run_state *run) {
-  int ranks = mo_comm_local_size(run->comm);
-  if (mo_machine_widen(ranks) == MO_BINDING_REFUSED)
-    fprintf(stderr,
-            "moe-outliers: note: rank %d is bound to fewer cores than its share and may not change that: start it with "
-            "mpirun --bind-to none\n",
-            mo_comm_rank(run->comm));
-  mo_machine machine;
-  mo_machine_read(&machine, "");
-  run->cores = mo_machine_share(&machine, ranks);
-}
-
-static mo_status open_backend(run_state *run) {
-  mo_backend_options options = {.precision = run->config->engine.precision,
-                                .threads = mo_run_threads(run->config, run->cores),
-                                .device = run->device};
-  return run->table->open(&run->backend, &options);
 }
 
 static mo_run_plan_job plan_job(const run_state *run) {
@@ -306,14 +306,15 @@ static void note_turns(const run_state *run) {
 /* Up to the first read. */
 static mo_status prepare(run_state *run, mo_preparation *preparation) {
   mo_comm *comm = run->comm;
+  /* A GPU wakes while the headers are still being read. */
+  MO_TRY(mo_comm_join(comm, mo_devices_choose(comm, run->config->engine.device, &run->table, &run->device)));
+  MO_TRY(mo_comm_join(comm, open_backend(run)));
+  mo_phase_ends(MO_PHASE_DEVICE);
   mo_signals_patience(3); /* storage may not answer, and nothing is lost yet */
   mo_status status = mo_comm_join(comm, open_input(run, preparation));
   mo_signals_patience(0);
   MO_TRY(status);
   mo_phase_ends(MO_PHASE_INPUT);
-  MO_TRY(mo_comm_join(comm, mo_devices_choose(comm, run->config->engine.device, &run->table, &run->device)));
-  MO_TRY(mo_comm_join(comm, open_backend(run)));
-  mo_phase_ends(MO_PHASE_DEVICE);
   MO_TRY(mo_comm_join(comm, make_plan(run)));
   mo_phase_ends(MO_PHASE_PLAN);
   MO_TRY(mo_comm_join(comm, open_resume(run)));
