@@ -15,13 +15,14 @@ not exist. Parts, done in this order (without any: limits forward run budget pee
   run       the run, from files in memory
   budget    the same within --budget GB of GPU memory
   peer      the peer loads the same files, then its first pass (peer_transformers.py)
-  two       two GPUs: without a budget, and within --two-budget GB with contiguous and interleaved blocks
+  two       two GPUs: without a budget, and within --two-budget GB with contiguous and interleaved blocks: with all readers,
+            and with --two-readers a rank, so that the storage of a rank is the limit
   large     --large with as many layers as --large-gb hold, within --large-budget GB, and the plain reader on it
   disk      --disk-model from --disk with an empty page cache, and the plain reader past the page cache
 
   --model NAME         of configs/models, or a config.json (default: qwen3-30b-a3b)
   --layers L           only its first L layers
-  --budget GB          (default: 12)      --two-budget GB      (default: 12)
+  --budget GB          (default: 12)      --two-budget GB      (default: 12)      --two-readers R   (default: 2)
   --large NAME         (default: glm-4.5-air)
   --large-gb GB        size of its checkpoint (default: 80 % of the free space of --memory)
   --large-budget GB    (default: 24)
@@ -51,7 +52,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 all_parts=(limits forward run budget peer two large disk)
 original="bench/stream.sh $*"
 result='' wanted=() keep=false device=cuda
-declare -A setting=([model]=qwen3-30b-a3b [layers]=0 [budget]=12 [two-budget]=12 [large]=glm-4.5-air [large-gb]=0
+declare -A setting=([model]=qwen3-30b-a3b [layers]=0 [budget]=12 [two-budget]=12 [two-readers]=2 [large]=glm-4.5-air [large-gb]=0
   [large-budget]=24 [disk-model]=olmoe-1b-7b-0125 [disk]='' [memory]=/dev/shm [sequences]=16 [length]=2048 [repeat]=3)
 while (($#)); do
   case $1 in
@@ -200,8 +201,11 @@ measure_model() {
   fi
   if wants two; then
     runs two-free "$folder" 2
-    runs two-contiguous "$folder" 2 "engine.device_memory_gb=${setting[two-budget]}" engine.partition=contiguous
-    runs two-interleaved "$folder" 2 "engine.device_memory_gb=${setting[two-budget]}" engine.partition=interleaved
+    local budget="engine.device_memory_gb=${setting[two-budget]}" readers="engine.readers=${setting[two-readers]}" kind
+    for kind in contiguous interleaved; do
+      runs "two-$kind" "$folder" 2 "$budget" "engine.partition=$kind"
+      runs "two-few-$kind" "$folder" 2 "$budget" "$readers" "engine.partition=$kind"
+    done
   fi
   drop_checkpoint "$folder"
 }
@@ -251,7 +255,7 @@ measure_disk() {
 
 if [[ $device == cuda ]]; then describe_gpu; fi
 describe_run "$original"
-for name in sequences length budget two-budget large-budget; do note "$name" "${setting[$name]}"; done
+for name in sequences length budget two-budget two-readers large-budget; do note "$name" "${setting[$name]}"; done
 for part in limits forward run budget peer two; do
   if wants "$part"; then
     measure_model

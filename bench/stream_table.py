@@ -23,10 +23,12 @@ RUNS = (
     ("two-free", "model", "limits", "two GPUs"),
     ("two-contiguous", "model", "limits", "two GPUs, {two-budget} GB each, contiguous"),
     ("two-interleaved", "model", "limits", "two GPUs, {two-budget} GB each, interleaved"),
+    ("two-few-contiguous", "model", "limits", "two GPUs, {two-budget} GB, {two-readers} readers each, contiguous"),
+    ("two-few-interleaved", "model", "limits", "two GPUs, {two-budget} GB, {two-readers} readers each, interleaved"),
     ("large", "large", "large-limits", "from memory, {large-budget} GB of GPU memory"),
     ("disk", "disk", "disk-limits", "from disk"),
 )
-PREDICTED = re.compile(r"predicted\D{0,40}?(\d+(?:\.\d+)?) s\b")
+COMPARED = re.compile(r"predicted (\S+) s, measured (\S+) s from the first read")
 
 
 def read_runs(folder, name):
@@ -36,8 +38,8 @@ def read_runs(folder, name):
         run = json.loads(path.read_text())
         said = (folder / f"{path.stem}.err").read_text().splitlines()
         run["said"] = [line for line in said if ": layer " not in line][-5:]
-        predicted = [float(value) for line in said for value in PREDICTED.findall(line)]
-        run["predicted_s"] = predicted[-1] if predicted else None
+        compared = [values for line in said for values in COMPARED.findall(line)]
+        run["predicted_s"], run["stream_s"] = map(float, compared[-1]) if compared else (None, None)
         found.append(run)
     return found
 
@@ -94,11 +96,13 @@ def run_row(data, name, key, limits, what):
     title = f"{model_text(data, key)}, {what.format(**data['environment'])}"
     size = checkpoint_bytes(data, key) / 1e9
     if not done:
-        return [title, f"{size:.1f}", "failed", *[""] * 6]
+        return [title, f"{size:.1f}", "failed", *[""] * 8]
     seconds = statistics.median(run["seconds"] for run in done)
     spread = max(run["seconds"] for run in done) - min(run["seconds"] for run in done)
     bound = lower_bound(data, key, limits, 2 if name.startswith("two") else 1)
-    predicted = next((run["predicted_s"] for run in done if run["predicted_s"]), None)
+    told = [run for run in done if run["stream_s"]]
+    stream = statistics.median(run["stream_s"] for run in told) if told else None
+    off = [f"{run['predicted_s'] / run['stream_s']:.2f}" for run in told]
     return [
         title,
         f"{size:.1f}",
@@ -106,7 +110,9 @@ def run_row(data, name, key, limits, what):
         f"{size / seconds:.1f}",
         f"{bound[0]:.2f} ({bound[1]})" if bound else "",
         f"{seconds / bound[0]:.2f}" if bound else "",
-        f"{predicted:.2f}" if predicted else "",
+        f"{stream:.2f}" if stream else "",
+        f"{stream / bound[0]:.2f}" if stream and bound else "",
+        f"{min(off)} to {max(off)}" if off else "",
         gigabytes([peak for run in done for peak in run.get("gpu_peak_bytes", {}).values()]),
         gigabytes([run["peak_rss_bytes"] for run in done]),
     ]
@@ -119,13 +125,15 @@ def print_heading(data):
     print(
         f"Driver {environment.get('driver', '(none)')}, CUDA {versions.get('cuda_runtime', '?')}, "
         f"{environment['processors']} processors, commit {environment['commit']}. Random weights of the published "
-        f"shapes in bf16, {environment['sequences']} x {environment['length']} random tokens; seconds of whole runs, "
-        "from the start of the process to its end: medians and half the range.\n"
+        f"shapes in bf16, {environment['sequences']} x {environment['length']} random tokens; medians, and half the "
+        "range: of whole runs, from the start of the process to its end, and of the stream, from its first read to the "
+        "last product.\n"
     )
 
 
 def print_runs(data):
-    header = ["run", "GB", "s", "GB/s", "lower bound, s", "s / bound", "predicted, s", "GPU peak, GB", "host peak, GB"]
+    header = ["run", "GB", "whole, s", "GB/s", "lower bound, s", "whole / bound", "stream, s", "stream / bound"]
+    header += ["predicted / stream", "GPU peak, GB", "host peak, GB"]
     rows = [run_row(data, *run) for run in RUNS if run[0] in data["runs"]]
     if not rows:
         return
@@ -137,8 +145,8 @@ def print_runs(data):
     )
 
 
-def median_seconds(data, name):
-    return statistics.median(run["seconds"] for run in data["runs"].get(name, []) if run["status"] == 0)
+def median_seconds(data, name, key="seconds"):
+    return statistics.median(run[key] for run in data["runs"].get(name, []) if run["status"] == 0 and run[key])
 
 
 def ratio_rows(data):
@@ -148,9 +156,12 @@ def ratio_rows(data):
         ("budget", "run", "within the budget / without"),
         ("two-free", "run", "two GPUs / one"),
         ("two-interleaved", "two-contiguous", "interleaved / contiguous"),
+        ("two-few-interleaved", "two-few-contiguous", "interleaved / contiguous, few readers"),
     ):
         try:
-            rows.append([what, f"{median_seconds(data, one) / median_seconds(data, other):.2f} x"])
+            keys = ("seconds", "stream_s")
+            whole, stream = (median_seconds(data, one, key) / median_seconds(data, other, key) for key in keys)
+            rows.append([what, f"{whole:.2f} x, the stream {stream:.2f} x"])
         except statistics.StatisticsError:  # one of them did not run
             continue
     return rows

@@ -118,7 +118,9 @@ def test_perplexity_that_the_documentation_states(demo):
 def test_worked_example_of_the_methods(tmp_path):
     """The numbers in docs/methods.md are the demo's in float32: what bf16 rounds differs between kinds of processors."""
     output = tmp_path / "demo.h5"
-    helpers.run(["run", "configs/demo.cfg", "-s", f"output.path={output}", "-s", "engine.precision=fp32"], cwd=helpers.ROOT)
+    helpers.run(
+        ["run", "configs/demo.cfg", "-s", f"output.path={output}", "-s", "engine.precision=fp32"], cwd=helpers.ROOT
+    )
     text = " ".join((helpers.ROOT / "docs" / "methods.md").read_text().split("## A worked example")[1].split())
     with h5py.File(output) as file:
         features, positions = file["features"][:], file["positions"][:]
