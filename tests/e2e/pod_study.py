@@ -29,7 +29,7 @@ PROGRAM = """#!/bin/bash
 if [[ -n ${{OMPI_COMM_WORLD_SIZE-}} ]]; then
   export OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo PMIX_MCA_gds=hash
 fi
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 {sanitizers}
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 {variables}
 while [[ $1 == run && -e {hold} ]]; do
   date +%s.%N >>{hold}.ticks
   sleep 0.2
@@ -131,9 +131,10 @@ class Study:
         self.hold = folder / "hold"
         self.leaks = []
         image = folder / "moe-outliers"
-        sanitizers = {name: value for name, value in os.environ.items() if name.endswith("SAN_OPTIONS")}
-        options = " ".join(f"{name}={shlex.quote(value)}" for name, value in sanitizers.items())
-        image.write_text(PROGRAM.format(sanitizers=options, hold=self.hold, program=helpers.program()))
+        # What the program does here it does there: a login leaves out these, and OpenBLAS's kernels round differently.
+        kept = {name: value for name, value in os.environ.items() if re.match("OPENBLAS_|.*SAN_OPTIONS$", name)}
+        variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in kept.items())
+        image.write_text(PROGRAM.format(variables=variables, hold=self.hold, program=helpers.program()))
         image.chmod(0o755)
         self.emulator = runpod_emulator.Emulator(
             folder / "pods",
@@ -162,7 +163,7 @@ class Study:
             "MOE_POD_GRACE": "30",
             "MOE_POD_STALL": "60",
             "MOE_POD_MARGIN": "2",
-        } | sanitizers
+        } | kept
 
     def __enter__(self):
         self.emulator.__enter__()
