@@ -126,8 +126,8 @@ def print_heading(data):
         f"Driver {environment.get('driver', '(none)')}, CUDA {versions.get('cuda_runtime', '?')}, "
         f"{environment['processors']} processors, commit {environment['commit']}. Random weights of the published "
         f"shapes in bf16, {environment['sequences']} x {environment['length']} random tokens; medians: of whole "
-        "runs, from the start of the process to its end, with half the range, and of the stream, from its first read to the "
-        "last product.\n"
+        "runs, from the start of the process to its end, with half the range, and of the stream, from its first read to "
+        "the last product.\n"
     )
 
 
